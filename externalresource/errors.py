@@ -1,0 +1,35 @@
+"""One base error and its kinds. Every message is one line: what happened, with which value, what is allowed, what to do."""
+
+from collections.abc import Iterable
+
+
+class ExternalResourceError(Exception):
+    """The base of all errors that this project raises on purpose."""
+
+
+class ConfigurationError(ExternalResourceError):
+    """A key, a value or an option is not allowed."""
+
+
+class PluginError(ExternalResourceError):
+    """A driver could not be found, loaded or created."""
+
+
+class DiscoveryError(ExternalResourceError):
+    """The devices of this host could not be determined."""
+
+
+class CoordinationError(ExternalResourceError):
+    """The coordination file could not be locked, read or written: nothing was granted."""
+
+
+class NotEnoughDevicesError(ExternalResourceError):
+    """Fewer devices than wanted exist here or are free now."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ", did you mean 'x'?" for the known word nearest to `word`, or nothing if none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,1 @@
+"""The GPU driver of externalresource, with the discovery script that it runs."""

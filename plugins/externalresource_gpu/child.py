@@ -1,0 +1,130 @@
+"""A child process that is read while it runs, has one deadline, and is never waited for without bound.
+
+A hanging NVIDIA driver leaves its callers in uninterruptible sleep, where SIGKILL does not end them; and a child
+that fills a pipe nobody reads never ends. `subprocess.run(timeout=)` waits again after its kill, and importing
+subprocess costs the discovery script 9 ms.
+"""
+
+import os
+import select
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_KEPT = 1 << 20  # bytes kept of each stream: more is read, so that the child can go on, and dropped
+_READ = 1 << 16
+_GRACE = 0.2  # seconds that a killed child has to be gone before it is left behind
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a child ended."""
+
+    #: Exit status, or minus the signal's number.
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Overdue(Exception):  # noqa: N818 - what happened, not an error of ours: the caller says what was overdue
+    """The child was still running at its deadline; its process group was killed."""
+
+
+class Child:
+    """Runs `argv` in a process group of its own, from the moment of construction. OSError if it cannot be started."""
+
+    def __init__(self, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        out, out_end = os.pipe()
+        err, err_end = os.pipe()
+        try:
+            self._pid = os.posix_spawnp(
+                argv[0],
+                argv,
+                os.environ if environment is None else environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, out_end, 1),
+                    (os.POSIX_SPAWN_DUP2, err_end, 2),
+                ],
+                setpgroup=0,
+            )
+        except OSError:
+            os.close(out)
+            os.close(err)
+            raise
+        finally:
+            os.close(out_end)
+            os.close(err_end)
+        self._kept = {out: bytearray(), err: bytearray()}
+        self._out, self._err = out, err
+        self._status: int | None = None
+
+    def result(self, deadline: float) -> Finished:
+        """Return how it ended; raise Overdue if it has not by `deadline` (of `time.monotonic`)."""
+        try:
+            self._drain(deadline)
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            for descriptor in self._kept:
+                os.close(descriptor)
+        if self._status is None:
+            raise ChildProcessError("the exit status is lost: something in this process waits for all its children")
+        out, err = (self._kept[end].decode("utf-8", "replace") for end in (self._out, self._err))
+        return Finished(self._status, out, err)
+
+    def kill(self) -> None:
+        """Kill its process group and wait a moment for the child; one stuck in the driver is left behind."""
+        try:
+            os.killpg(self._pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        end = time.monotonic() + _GRACE
+        while not self._ended() and time.monotonic() < end:
+            time.sleep(0.002)
+
+    def _drain(self, deadline: float) -> None:
+        """Read both streams until the child has ended: a grandchild may hold them open for longer."""
+        poll = select.poll()
+        for descriptor in self._kept:
+            os.set_blocking(descriptor, False)
+            poll.register(descriptor, select.POLLIN)
+        unfinished, pause = len(self._kept), 0.0005
+        while not self._ended():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Overdue
+            if not unfinished:
+                time.sleep(min(left, pause))
+                pause = min(pause * 2, 0.02)
+                continue
+            for descriptor, _ in poll.poll(min(left, 0.02) * 1000):
+                if self._read(descriptor):
+                    poll.unregister(descriptor)
+                    unfinished -= 1
+        for descriptor in self._kept:
+            self._read(descriptor, to_the_end=True)
+
+    def _read(self, descriptor: int, *, to_the_end: bool = False) -> bool:
+        """Take what is there; True at the end of the stream."""
+        while True:
+            try:
+                block = os.read(descriptor, _READ)
+            except BlockingIOError:
+                return False
+            kept = self._kept[descriptor]
+            kept += block[: _KEPT - len(kept)]
+            if not block or not to_the_end:
+                return not block
+
+    def _ended(self) -> bool:
+        if self._status is None:
+            try:
+                pid, status = os.waitpid(self._pid, os.WNOHANG)
+            except ChildProcessError:  # reaped by somebody else: it has ended, and nobody knows how
+                return True
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+        return self._status is not None
