@@ -105,19 +105,20 @@ class Child:
                     poll.unregister(descriptor)
                     unfinished -= 1
         for descriptor in self._kept:
-            self._read(descriptor, to_the_end=True)
+            self._read(descriptor, blocks=_KEPT // _READ)
 
-    def _read(self, descriptor: int, *, to_the_end: bool = False) -> bool:
-        """Take what is there; True at the end of the stream."""
-        while True:
+    def _read(self, descriptor: int, *, blocks: int = 1) -> bool:
+        """Take what is there, at most so many blocks; True at the end of the stream."""
+        for _ in range(blocks):
             try:
                 block = os.read(descriptor, _READ)
             except BlockingIOError:
                 return False
+            if not block:
+                return True
             kept = self._kept[descriptor]
             kept += block[: _KEPT - len(kept)]
-            if not block or not to_the_end:
-                return not block
+        return False
 
     def _ended(self) -> bool:
         if self._status is None:
