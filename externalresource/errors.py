@@ -1,4 +1,4 @@
-"""One base error and its kinds. Every message is one line: what happened, with which value, what is allowed, what to do."""
+"""One base error and its kinds. A message is one line: what happened, with which value, what is allowed, what to do."""
 
 from collections.abc import Iterable
 

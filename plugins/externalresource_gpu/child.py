@@ -9,22 +9,14 @@ import os
 import select
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing and collections.abc would be imported before nvidia-smi has started
+    from collections.abc import Mapping, Sequence
 
 _KEPT = 1 << 20  # bytes kept of each stream: more is read, so that the child can go on, and dropped
 _READ = 1 << 16
 _GRACE = 0.2  # seconds that a killed child has to be gone before it is left behind
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """How a child ended."""
-
-    #: Exit status, or minus the signal's number.
-    status: int
-    stdout: str
-    stderr: str
 
 
 class Overdue(Exception):  # noqa: N818 - what happened, not an error of ours: the caller says what was overdue
@@ -34,7 +26,7 @@ class Overdue(Exception):  # noqa: N818 - what happened, not an error of ours: t
 class Child:
     """Runs `argv` in a process group of its own, from the moment of construction. OSError if it cannot be started."""
 
-    def __init__(self, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, argv: "Sequence[str]", environment: "Mapping[str, str] | None" = None) -> None:
         out, out_end = os.pipe()
         err, err_end = os.pipe()
         try:
@@ -60,8 +52,11 @@ class Child:
         self._out, self._err = out, err
         self._status: int | None = None
 
-    def result(self, deadline: float) -> Finished:
-        """Return how it ended; raise Overdue if it has not by `deadline` (of `time.monotonic`)."""
+    def result(self, deadline: float) -> tuple[int, str, str]:
+        """Return its exit status (minus the number of the signal that ended it), its stdout and its stderr.
+
+        Raises Overdue if it has not ended by `deadline` (of `time.monotonic`).
+        """
         try:
             self._drain(deadline)
         except BaseException:
@@ -73,7 +68,7 @@ class Child:
         if self._status is None:
             raise ChildProcessError("the exit status is lost: something in this process waits for all its children")
         out, err = (self._kept[end].decode("utf-8", "replace") for end in (self._out, self._err))
-        return Finished(self._status, out, err)
+        return self._status, out, err
 
     def kill(self) -> None:
         """Kill its process group and wait a moment for the child; one stuck in the driver is left behind."""

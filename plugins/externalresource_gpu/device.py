@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Device:
     """A GPU. What a backend does not know is None, never 0."""
 
-    #: Position in PCI bus order, as nvidia-smi and NVML count. A lost GPU leaves a gap; a container counts from 0 again.
+    #: Position in PCI bus order, as nvidia-smi and NVML count. A lost GPU leaves a gap; a container counts from 0.
     index: int
     #: `GPU-...`, the same on the host and in every container; a Jetson's has no prefix.
     uuid: str | None = None
