@@ -32,7 +32,7 @@ class Child:
         try:
             self._pid = os.posix_spawnp(
                 argv[0],
-                argv,
+                list(argv),
                 os.environ if environment is None else environment,
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
