@@ -1,1 +1,57 @@
-"""Gives each process on a host its own GPUs, or any other device."""
+"""Gives each process on a host its own GPUs, or any other device.
+
+The public names are resolved when they are first used (PEP 562): importing this package costs nothing.
+"""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from externalresource.api import (
+        ExternalResourceDriver,
+        ExternalResourceDriverFactory,
+        ExternalResourceInfo,
+        hookimpl,
+    )
+    from externalresource.context import RuntimeContext, claim, runtime_context
+    from externalresource.errors import (
+        ConfigurationError,
+        CoordinationError,
+        DiscoveryError,
+        ExternalResourceError,
+        NotEnoughDevicesError,
+        PluginError,
+    )
+
+__all__ = [
+    "ConfigurationError",
+    "CoordinationError",
+    "DiscoveryError",
+    "ExternalResourceDriver",
+    "ExternalResourceDriverFactory",
+    "ExternalResourceError",
+    "ExternalResourceInfo",
+    "NotEnoughDevicesError",
+    "PluginError",
+    "RuntimeContext",
+    "claim",
+    "hookimpl",
+    "runtime_context",
+]
+
+_HOME = {
+    **dict.fromkeys(("RuntimeContext", "claim", "runtime_context"), "context"),
+    **dict.fromkeys(
+        ("ExternalResourceDriver", "ExternalResourceDriverFactory", "ExternalResourceInfo", "hookimpl"), "api"
+    ),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

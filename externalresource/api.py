@@ -1,0 +1,78 @@
+"""What the author of a driver imports: `hookimpl`, the factory's specification, and what a driver must answer."""
+
+from collections.abc import Collection, Mapping, Set
+from typing import Protocol
+
+import pluggy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from externalresource.coordination import Holding
+
+PROJECT = "externalresource"  # of the hooks, and the entry-point group of the plugins
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class ExternalResourceInfo(Protocol):
+    """One device as an operator sees it; hashable, equal to another info of the same device."""
+
+    def get_property(self, key: str) -> str | None:
+        """Return the value of a property; None if this device has none of that name."""
+
+    def get_keys(self) -> Collection[str]:
+        """Return the names of all its properties."""
+
+
+class ExternalResourceDriver(Protocol):
+    """Finds the devices of one resource, for one process.
+
+    It may also offer what the classes below ask for; the framework looks for each by its method's name.
+    """
+
+    def retrieve_resource_info(self, amount: int) -> Set[ExternalResourceInfo]:
+        """Return `amount` (at least 1) devices for this process, or raise: never fewer, never more."""
+
+
+class Closing(Protocol):
+    """A driver that holds something for its process."""
+
+    def close(self) -> None:
+        """Give back all that `retrieve_resource_info` returned; harmless when called twice or in a forked child."""
+
+
+class Listing(Protocol):
+    """A driver that can show what is here."""
+
+    def devices(self) -> Collection[ExternalResourceInfo]:
+        """Return all devices that it sees; one that it would not hand out has a property `unusable`, the reason."""
+
+
+class Environment(Protocol):
+    """A driver whose devices are handed to a process by environment variables."""
+
+    def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
+        """Return the variables for a process that is to use exactly these devices."""
+
+
+class Holders(Protocol):
+    """A driver whose devices are coordinated between the processes of a host."""
+
+    def held(self) -> Collection["Holding"]:
+        """Return who holds which device, dead owners included."""
+
+
+class ExternalResourceDriverFactory:
+    """The hook that a plugin implements. The plugin is the factory; its entry point's name is what users configure."""
+
+    @hookspec(firstresult=True)
+    def create_external_resource_driver(self, options: Mapping[str, str]) -> ExternalResourceDriver:
+        """Return the driver for a resource with these options.
+
+        The options are the resource's own `external-resource.NAME.param.` keys without that prefix. Raise
+        ConfigurationError for one that is unknown or has a wrong value. `externalresource.claim`, `externalresource run`
+        and their like set some that mean the same for every driver: `enable-coordination-mode` (`true`),
+        `coordination-file` (a path), `simulate` (devices that are not there) and `timeout` (seconds).
+        """
+        raise NotImplementedError

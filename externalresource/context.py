@@ -1,0 +1,144 @@
+"""RuntimeContext: what the operators of a TaskManager process ask for their devices."""
+
+import os
+from collections.abc import Mapping, Set
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from externalresource import configuration
+from externalresource.api import ExternalResourceDriver, ExternalResourceInfo
+from externalresource.configuration import ResourceConfig
+from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError, did_you_mean
+from externalresource.plugins import create_driver
+
+
+class RuntimeContext:
+    """The devices of this process, by the name of their resource; a context manager that gives them back at its end."""
+
+    def __init__(self, resources: Mapping[str, tuple[ExternalResourceDriver, int]], *, lenient: bool = False) -> None:
+        """Retrieve all, or raise and hold none; `lenient` leaves out the resources that fail, as Flink does."""
+        self._lenient = lenient
+        self._infos: dict[str, frozenset[ExternalResourceInfo]] = {}
+        self._drivers: dict[str, ExternalResourceDriver] = {}
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            for name, (driver, amount) in resources.items():
+                self._retrieve(name, driver, amount)
+            undo.pop_all()
+
+    def get_external_resource_infos(self, name: str) -> Set[ExternalResourceInfo]:
+        """Return the infos of a resource: the same set for every operator, as in Flink.
+
+        A name that has none is a ConfigurationError; Flink, and `lenient`, answer an empty set.
+        """
+        if name in self._infos or self._lenient:
+            return self._infos.get(name, frozenset())
+        have = ", ".join(self._infos) or "none"
+        raise ConfigurationError(
+            f"this process has no devices of a resource {name!r} (it has: {have}){did_you_mean(name, self._infos)}"
+        )
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables for a process that is to use exactly these devices.
+
+        PluginError if one of the drivers cannot say.
+        """
+        variables: dict[str, str] = {}
+        for name, infos in self._infos.items():
+            environment = getattr(self._drivers[name], "environment", None)
+            if environment is None:
+                raise PluginError(f"the driver of {name!r} sets no environment variables: it has no environment(infos)")
+            variables |= environment(infos)
+        return variables
+
+    def close(self) -> None:
+        """Give the devices back; harmless when called twice."""
+        drivers, self._drivers, self._infos = self._drivers, {}, {}
+        with ExitStack() as closing:  # one that fails does not keep the others from giving back theirs
+            for driver in drivers.values():
+                closing.callback(getattr(driver, "close", _nothing))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _retrieve(self, name: str, driver: ExternalResourceDriver, amount: int) -> None:
+        self._drivers[name] = driver
+        try:
+            self._infos[name] = _retrieved(name, driver, amount)
+        except ExternalResourceError as error:
+            if not self._lenient:
+                raise
+            _warn(f"resource {name!r} is left out: {error}")
+
+
+def runtime_context(
+    config: str | os.PathLike[str] | Mapping[str, object] | None = None,
+    *,
+    overrides: Mapping[str, str] | None = None,
+    lenient: bool = False,
+) -> RuntimeContext:
+    """Load the configured drivers and retrieve the devices of this process, a TaskManager.
+
+    `config` is a Flink configuration: a file, a folder with one, a mapping, or by default the one of FLINK_CONF_DIR;
+    `overrides` are keys that win over it. Raises ExternalResourceError, and then holds nothing; with `lenient` a
+    resource that fails is left out with a warning, as Flink does.
+    """
+    resources = {}
+    for resource in configuration.load(config, overrides=overrides or {}, lenient=lenient):
+        driver = _driver(resource, lenient=lenient)
+        if driver is not None:
+            resources[resource.name] = driver, resource.amount
+    return RuntimeContext(resources, lenient=lenient)
+
+
+def claim(
+    name: str, amount: int = 1, *, driver_factory: str | None = None, options: Mapping[str, str] | None = None
+) -> RuntimeContext:
+    """Claim devices of one resource for this process, coordinated with all others, without a configuration file.
+
+    `driver_factory` is by default the installed plugin of that name; `options` are the driver's own.
+    """
+    if amount < 1:
+        raise ConfigurationError(f"the amount of {name!r} must be a positive integer, not {amount}")
+    driver = create_driver(driver_factory or name, {"enable-coordination-mode": "true"} | dict(options or {}))
+    return RuntimeContext({name: (driver, amount)})
+
+
+def _driver(resource: ResourceConfig, *, lenient: bool) -> ExternalResourceDriver | None:
+    if resource.driver_factory is None:  # scheduled by the engine, but nobody is told more
+        return None
+    try:
+        return create_driver(resource.driver_factory, resource.options)
+    except ExternalResourceError as error:
+        if not lenient:
+            raise
+        _warn(f"resource {resource.name!r} is left out: {error}")
+        return None
+
+
+def _retrieved(name: str, driver: ExternalResourceDriver, amount: int) -> frozenset[ExternalResourceInfo]:
+    try:
+        infos = frozenset(driver.retrieve_resource_info(amount))
+    except ExternalResourceError:
+        raise
+    except Exception as error:
+        raise PluginError(f"the driver of {name!r} failed: {type(error).__name__}: {error}") from error
+    if len(infos) != amount:
+        raise PluginError(f"the driver of {name!r} returned {len(infos)} devices, not the {amount} asked for")
+    return infos
+
+
+def _nothing() -> None:
+    """Stand in for the close() that a driver without claims need not have."""
+
+
+def _warn(message: str) -> None:
+    import logging
+
+    logging.getLogger("externalresource").warning(message)

@@ -1,0 +1,164 @@
+"""Who holds which device: the coordination file, and nothing of processes.
+
+One line per device, `TOKEN PID JSON`. The first two columns are those of Flink's own discovery script, whose two-column
+lines are read as they are; a TOKEN never stands in two lines, which that script cannot digest. The caller locks.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote, unquote
+
+from externalresource.errors import CoordinationError
+
+_LINE = re.compile(r"(\S+) ([1-9]\d{0,8})(?: (\{.*\}))?")
+_TYPES = {  # of the fields that decide who holds what, where they stand
+    **dict.fromkeys(("uuid", "parent_uuid", "parent_token", "class", "boot_id", "since", "program"), str),
+    **dict.fromkeys(("start_time", "pid_namespace", "time_namespace", "uid"), int),
+}
+_LARGEST = 16 << 20  # bytes; 1,024 devices take 0.3 MB
+_PLAIN = "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"  # all that is printable but blanks and %
+_SHARING = "to share devices between users, give them a folder that they all may write and that is not sticky"
+_ADVICE = {
+    errno.ENOENT: "create its folder, or choose another file",
+    errno.EACCES: _SHARING,
+    errno.EPERM: _SHARING,
+    errno.EBUSY: "a single file is mounted there: mount its folder instead",
+    errno.ENOSPC: "make room on its file system",
+    errno.EDQUOT: "make room in the quota of its file system",
+    errno.EROFS: "choose a file on a writable file system",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One device in one owner's hands."""
+
+    #: The device's name as CUDA_VISIBLE_DEVICES takes it, or any other blank-free word.
+    token: str
+    pid: int
+    #: What the third column says; empty for a line of Flink's own script. Fields that we do not know are kept.
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def uuid(self) -> str | None:
+        return self.details.get("uuid")
+
+    @property
+    def parent_uuid(self) -> str | None:
+        return self.details.get("parent_uuid")
+
+    @property
+    def parent_token(self) -> str | None:
+        return self.details.get("parent_token")
+
+
+def read(path: str) -> list[Claim]:
+    """Return all claims; none if there is no file. CoordinationError for anything that cannot be understood."""
+    try:
+        with open(open_plain(path, os.O_RDONLY), "rb") as file:
+            content = file.read(_LARGEST + 1)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise refusal("read", path, error) from None
+    if len(content) > _LARGEST:
+        raise CoordinationError(f"coordination file {path} is larger than 16 MiB, which no ledger is: look at it")
+    try:
+        return parse(content.decode("utf-8"), path)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise CoordinationError(_unreadable(path, line, "bytes that are not UTF-8")) from None
+
+
+def write(path: str, claims: Iterable[Claim]) -> None:
+    """Replace the whole file by these claims, or leave it as it was and raise CoordinationError."""
+    new = f"{path}.new"
+    try:
+        _remove(new)  # left by a process that was killed here; the name is fixed, so that they do not pile up
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
+                os.fchmod(descriptor, 0o644)  # readable for all, whatever the umask: there are no secrets in it
+                file.writelines(f"{_render(claim)}\n" for claim in claims)
+            os.replace(new, path)
+        except BaseException:
+            _remove(new)
+            raise
+    except OSError as error:
+        raise refusal("write", path, error) from None
+
+
+def parse(text: str, path: str) -> list[Claim]:
+    """Return the claims of a file's content; blank lines claim nothing. `path` is named in errors."""
+    return [_claim(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
+def append(claims: Sequence[Claim], new: Iterable[Claim]) -> list[Claim]:
+    """Return both, a new one under its UUID if its token stands for another device (a container counts from 0)."""
+    result = list(claims)
+    taken = {claim.token for claim in claims}
+    for claim in new:
+        token = claim.uuid if claim.token in taken and claim.uuid else claim.token
+        result.append(Claim(token, claim.pid, claim.details))
+        taken.add(token)
+    return result
+
+
+def refusal(verb: str, path: str, error: OSError) -> CoordinationError:
+    """Return the error for a file that the system does not let us read, write or lock."""
+    if error.errno == errno.ELOOP:
+        return CoordinationError(f"cannot {verb} {path}: it is a symbolic link, which is never followed; remove it")
+    advice = _ADVICE.get(error.errno or 0)
+    return CoordinationError(f"cannot {verb} {path}: {error.strerror}" + (f"; {advice}" if advice else ""))
+
+
+def open_plain(path: str, flags: int) -> int:
+    """Return a descriptor of a regular file with one name; CoordinationError for anything else that was planted there.
+
+    Raises OSError if the system does not let us open it.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+        return descriptor
+    os.close(descriptor)
+    what = f"has {status.st_nlink} names (hard links)" if stat.S_ISREG(status.st_mode) else "is not a regular file"
+    raise CoordinationError(f"cannot use {path}: it {what}; remove it")
+
+
+def _claim(line: str, path: str, number: int) -> Claim:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise CoordinationError(_unreadable(path, number, repr(line[:80])))
+    token, pid, text = match.groups()
+    try:
+        details = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        details = {"uuid": None}
+    if any(type(details[key]) is not kind for key, kind in _TYPES.items() if key in details):
+        raise CoordinationError(_unreadable(path, number, repr(line[:80])))
+    return Claim(unquote(token), int(pid), details)
+
+
+def _unreadable(path: str, number: int, what: str) -> str:
+    return (
+        f"{path}, line {number}: cannot read {what}, so nothing is granted; expected 'DEVICE PID' or "
+        "'DEVICE PID {JSON}'; mend the line, or remove the file once no owner lives"
+    )
+
+
+def _render(claim: Claim) -> str:
+    line = f"{quote(claim.token, safe=_PLAIN)} {claim.pid}"
+    return f"{line} {json.dumps(claim.details, separators=(',', ':'))}" if claim.details else line
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -1,0 +1,145 @@
+"""Which process is this, and whether it is provably gone.
+
+A pid alone lies: it is reused, survives a reboot in a file, and is 1 in every container. A process is known here by its
+pid, the moment it started, the boot, and the namespaces in which those two numbers mean something. What cannot be
+proven counts as living: a device held too long is a nuisance, a device given twice is a disaster.
+"""
+
+import os
+from dataclasses import dataclass
+
+from externalresource.errors import CoordinationError
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A process that holds devices. What is not known is None."""
+
+    pid: int
+    #: Clock ticks from boot to its start, as seen in `time_namespace`: field 22 of /proc/PID/stat.
+    start_time: int | None = None
+    boot_id: str | None = None
+    #: Inode of the pid namespace in which `pid` is this process; of whoever looked, not of the process itself.
+    pid_namespace: int | None = None
+    #: Inode of the time namespace in which `start_time` was read; None also where the kernel has none (before 5.6).
+    time_namespace: int | None = None
+    uid: int | None = None
+    #: Name of the program, without its arguments: those may hold secrets.
+    program: str | None = None
+
+    def same_process(self, other: "Owner") -> bool:
+        """True if both name one process: never true for one about which too little is known."""
+        mine = (self.pid, self.start_time, self.boot_id, self.pid_namespace, self.time_namespace)
+        return None not in mine[:4] and mine == (
+            other.pid, other.start_time, other.boot_id, other.pid_namespace, other.time_namespace
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """From where this process sees others."""
+
+    boot_id: str | None
+    pid_namespace: int | None
+    time_namespace: int | None
+    #: /proc shows this process's own pid namespace, and not an outer one that a container was started without leaving.
+    sees_own_pids: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    program: str
+    state: str
+    threads: int
+    start_time: int
+
+
+def observer() -> Observer:
+    """Return from where the calling process sees others; not remembered, as a fork may be somewhere else."""
+    return Observer(_boot_id(), _namespace("pid"), _namespace("time"), _own_proc())
+
+
+def identify(pid: int) -> Owner:
+    """Return the identity of a living process; CoordinationError if there is none or it cannot be looked at."""
+    here = observer()
+    stat = _stat(pid) if here.sees_own_pids else None
+    if here.sees_own_pids and (stat is None or _ended(stat)):
+        raise CoordinationError(f"process {pid} cannot own devices: there is no such living process here")
+    if stat is None or here.pid_namespace is None or here.boot_id is None:
+        raise CoordinationError(
+            f"process {pid} cannot own devices: /proc does not show this process's pid namespace; mount it there"
+        )
+    return Owner(
+        pid=pid,
+        start_time=stat.start_time,
+        boot_id=here.boot_id,
+        pid_namespace=here.pid_namespace,
+        time_namespace=here.time_namespace,
+        uid=os.stat(f"/proc/{pid}").st_uid,
+        program=stat.program,
+    )
+
+
+def gone(owner: Owner, here: Observer) -> bool:
+    """True only if that process provably is no more; a zombie without living threads is no more.
+
+    A network file system or a virtual machine that shares a folder brings claims of another kernel, whose boot id
+    differs although its processes live: the coordination file must be on a local file system of one kernel.
+    """
+    if None not in (owner.boot_id, here.boot_id) and owner.boot_id != here.boot_id:
+        return True
+    if owner.pid_namespace is None or owner.pid_namespace != here.pid_namespace:
+        return False
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # it exists and belongs to somebody else
+    stat = _stat(owner.pid) if here.sees_own_pids else None
+    if stat is None:  # hidden (hidepid), or it ended this moment
+        return False
+    return _ended(stat) or _recycled(owner, stat, here)
+
+
+def _recycled(owner: Owner, stat: _Stat, here: Observer) -> bool:
+    comparable = owner.start_time is not None and owner.time_namespace == here.time_namespace
+    return comparable and owner.start_time != stat.start_time
+
+
+def _ended(stat: _Stat) -> bool:
+    # The leader of a thread group may be a zombie while its threads live on, and with them the use of the device.
+    return stat.state in "ZX" and stat.threads <= 1
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            head, _, tail = file.read().rpartition(b")")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    fields = tail.split()
+    program = head.partition(b"(")[2].decode("utf-8", "replace")
+    return _Stat(program, fields[0].decode(), int(fields[17]), int(fields[19]))
+
+
+def _boot_id() -> str | None:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def _namespace(kind: str) -> int | None:
+    try:
+        return os.stat(f"/proc/self/ns/{kind}").st_ino
+    except OSError:
+        return None
+
+
+def _own_proc() -> bool:
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False

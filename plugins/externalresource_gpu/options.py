@@ -1,0 +1,163 @@
+"""The options of the discovery script: from its arguments, or from the environment where an engine passes none.
+
+They are parsed by hand: argparse costs a third of what the rest of the script does, and Flink's protocol (the word
+`null`, an option misspelt by its own documentation) would fight it.
+"""
+
+from externalresource.errors import ConfigurationError, did_you_mean
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+PREFIX = "EXTERNALRESOURCE_GPU_"
+DEFAULT_COORDINATION_FILE = "/var/tmp/flink-gpu-coordination"  # noqa: S108 - Flink's; what is opened there is checked
+BACKENDS = ("auto", "nvml", "nvidia-smi", "simulated")
+FORMATS = ("flink", "uuid", "env", "json", "spark")
+
+# name: what --help says of its value, and what it does
+VALUED = {
+    "coordination-file": ("PATH", f"where the claims are kept (default: {DEFAULT_COORDINATION_FILE})"),
+    "backend": ("NAME", f"{'|'.join(BACKENDS)} (default: auto, which takes NVML, then nvidia-smi)"),
+    "simulate": ("MACHINE", "a count, the name of a machine (dgx-a100) or a YAML file, instead of real devices"),
+    "format": ("NAME", f"{'|'.join(FORMATS)} (default: flink, indices joined by commas)"),
+    "owner-pid": ("PID", "the process that is to own the devices (default: the one that started this script)"),
+    "timeout": ("SECONDS", "for the driver and the lock together (default: 9, as Flink kills the script after 10)"),
+    "log-file": ("PATH", "append each decision to this file, one line each"),
+}
+FLAGS = {
+    "enable-coordination-mode": "hand out only devices that no other living process holds",
+    "list": "show all devices, whoever holds them, and claim none",
+}
+# Flink's documentation writes the first where its own script wants the other and ignores the unknown in silence.
+ALIASES = {"enable-coordination": "enable-coordination-mode"}
+
+USAGE = f"""\
+Usage: nvidia-gpu-discovery AMOUNT [OPTION]...
+Print AMOUNT GPUs of this host in one line, as Flink's external-resource.gpu.param.discovery-script.path wants it.
+
+Options (each also as --name=value, or in the environment as {PREFIX}NAME):
+""" + "".join(
+    f"  {option:<27}{text}\n"
+    for option, text in [
+        *((f"--{name}", text) for name, text in FLAGS.items()),
+        *((f"--{name} {value}", text) for name, (value, text) in VALUED.items()),
+        ("--help", "show this and exit"),
+    ]
+)
+
+
+class Options:
+    """What was asked for; ConfigurationError if that is not allowed. The arguments win over the environment."""
+
+    def __init__(self, words: "Sequence[str]", environment: "Mapping[str, str]") -> None:
+        given = _from_environment(environment) | _from_words(words)
+        self.list: bool = _flag(given, "list")
+        self.amount: int = 0 if self.list else _amount(given.get("amount"))
+        self.coordination: bool = _flag(given, "enable-coordination-mode")
+        self.coordination_file: str = given.get("coordination-file") or DEFAULT_COORDINATION_FILE
+        self.simulate: str | None = given.get("simulate")
+        self.backend: str = _one_of(given, "backend", BACKENDS)
+        self.format: str = _one_of(given, "format", FORMATS)
+        self.owner_pid: int | None = _owner_pid(given)
+        self.timeout: float = _seconds(given, "timeout", 9.0)
+        self.log_file: str | None = given.get("log-file")
+        if self.simulate is not None:
+            if self.backend not in ("auto", "simulated"):
+                raise ConfigurationError(f"--simulate {self.simulate} and --backend {self.backend} exclude each other")
+            self.backend = "simulated"
+        elif self.backend == "simulated":
+            raise ConfigurationError("--backend simulated needs --simulate: a count, the name of a machine, or a file")
+
+
+def _from_words(words: "Sequence[str]") -> dict[str, str]:
+    given: dict[str, str] = {}
+    rest = iter(words)
+    for word in rest:
+        if word == "null":  # Flink passes it where no arguments are configured
+            continue
+        if not word.startswith("--"):
+            if "amount" in given:
+                raise ConfigurationError(f"unexpected argument {word!r}: one amount is allowed, then options")
+            given["amount"] = word
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = ALIASES.get(name, name)
+        if name in FLAGS:
+            given[name] = value if equals else "true"
+        elif name in VALUED:
+            given[name] = value if equals else _next(rest, name)
+        else:
+            raise ConfigurationError(f"unknown option {word!r}{did_you_mean(f'--{name}', _spellings())}")
+    return given
+
+
+def _next(rest: "Iterator[str]", name: str) -> str:
+    for word in rest:
+        return word
+    raise ConfigurationError(f"option --{name} needs a value: {VALUED[name][1]}")
+
+
+def _from_environment(environment: "Mapping[str, str]") -> dict[str, str]:
+    given: dict[str, str] = {}
+    for key, value in environment.items():
+        if key.startswith(PREFIX):
+            name = key[len(PREFIX) :].lower().replace("_", "-")
+            name = ALIASES.get(name, name)
+            if name not in FLAGS and name not in VALUED and name != "amount":
+                known = [_variable(known) for known in (*FLAGS, *VALUED, "amount")]
+                raise ConfigurationError(f"unknown option {key} in the environment{did_you_mean(key, known)}")
+            given[name] = value
+    return given
+
+
+def _spellings() -> list[str]:
+    return [f"--{name}" for name in (*FLAGS, *VALUED, "help")]
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.upper().replace("-", "_")
+
+
+def _amount(text: str | None) -> int:
+    if text is None:
+        raise ConfigurationError(f"no amount given, as the first argument or in {PREFIX}AMOUNT; see --help")
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise ConfigurationError(f"the amount must be a whole number, 0 or more, not {text!r}")
+
+
+def _flag(given: "Mapping[str, str]", name: str) -> bool:
+    value = given.get(name, "false")
+    if value not in ("true", "false"):
+        raise ConfigurationError(f"option --{name} must be true or false, not {value!r}")
+    return value == "true"
+
+
+def _one_of(given: "Mapping[str, str]", name: str, allowed: "Sequence[str]") -> str:
+    value = given.get(name, allowed[0])
+    if value not in allowed:
+        raise ConfigurationError(
+            f"option --{name} must be one of {', '.join(allowed)}, not {value!r}{did_you_mean(value, allowed)}"
+        )
+    return value
+
+
+def _owner_pid(given: "Mapping[str, str]") -> int | None:
+    text = given.get("owner-pid")
+    if text is None or (text.isascii() and text.isdigit() and int(text) > 0):
+        return None if text is None else int(text)
+    raise ConfigurationError(f"option --owner-pid must be the number of a process, not {text!r}")
+
+
+def _seconds(given: "Mapping[str, str]", name: str, default: float) -> float:
+    text = given.get(name)
+    try:
+        seconds = default if text is None else float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= 86400:  # noqa: PLR2004 - a day
+        raise ConfigurationError(
+            f"option --{name} must be a number of seconds, above 0 and at most 86400, not {text!r}"
+        )
+    return seconds
