@@ -1,1 +1,54 @@
-"""Where the devices come from: one module per source, each answers `devices() -> list[Device]`."""
+"""Where the devices come from: one module per source, each answers `devices(deadline) -> list[Device]`.
+
+The discovery script starts nvidia-smi from here before it imports anything that costs: nothing is imported above.
+"""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from externalresource_gpu.device import Device
+
+    class Backend(Protocol):
+        """A source of devices. `name` says which one answered."""
+
+        name: str
+
+        def start(self) -> None:
+            """Begin the query and return at once. Raises nothing: `devices` tells what went wrong."""
+
+        def devices(self, deadline: float) -> list[Device]:
+            """Return this host's GPUs by index, unusable ones with the reason; the empty list is a host without GPUs.
+
+            Starts the query if nobody did. Raises DiscoveryError, in one line, if the GPUs could not be determined
+            before `deadline` (of `time.monotonic`).
+            """
+
+
+NAMES = ("auto", "nvml", "nvidia-smi", "simulated")
+
+
+def create(name: str, simulate: "str | None" = None) -> "Backend":
+    """Return the backend `name`; `simulate` (a number of GPUs, a machine or a YAML file) implies `simulated`.
+
+    Raises ConfigurationError for an unknown name, and for a machine that does not exist.
+    """
+    if simulate is not None or name == "simulated":
+        from externalresource_gpu.backends.simulated import Simulated
+
+        return Simulated(simulate)
+    if name == "nvidia-smi":
+        from externalresource_gpu.backends.nvidia_smi import NvidiaSmi
+
+        return NvidiaSmi()
+    if name == "nvml":
+        from externalresource_gpu.backends.nvml import Nvml
+
+        return Nvml()
+    if name == "auto":
+        from externalresource_gpu.backends.auto import Auto
+
+        return Auto()
+    from externalresource.errors import ConfigurationError, did_you_mean
+
+    raise ConfigurationError(f"backend must be one of {', '.join(NAMES)}, not {name!r}{did_you_mean(name, NAMES)}")

@@ -1,0 +1,147 @@
+"""What nvidia-smi printed: devices, or a line that cannot be one. Touches no process and no file."""
+
+import re
+
+from externalresource.errors import DiscoveryError
+from externalresource_gpu.backends import pci, reasons
+from externalresource_gpu.device import Device
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    #: A GPU that nvidia-smi could not list: its index and bus id, as far as they are known, and the reason.
+    _Lost = tuple[int | None, str | None, str]
+
+_UNKNOWN_FIELD = "is not a valid field to query"
+_NO_DEVICES = "No devices were found"
+_COMPLETE = {0, 14}  # 14 warns of a corrupted infoROM, after the full output
+_WARNING = "WARNING:"
+# "GPU1: 0000:02:00.0: reason", "GPU 0000:02:00.0: reason" and "GPU0000:02:00.0: reason", by age of the driver
+_LOST = re.compile(
+    r"Unable to determine the device handle for GPU ?(?:(?P<index>\d+): )?"
+    r"(?P<bus_id>[\dA-Fa-f]+(?::[\dA-Fa-f.]+)+): (?P<reason>.+)"
+)
+# Texts that say nothing about the GPU's health: what the cell asks for does not exist, here or any more.
+_UNKNOWN = {
+    "",
+    "N/A",
+    "[N/A]",
+    "Not Supported",
+    "[Not Supported]",
+    "[Not Found]",
+    "[Function Not Found]",
+    "[Requested functionality has been deprecated]",
+}
+
+
+def has_unknown_field(status: int, output: str) -> bool:
+    """Whether this nvidia-smi is too old (or too new) for a field that it was asked for."""
+    return status not in _COMPLETE and _UNKNOWN_FIELD in output
+
+
+def is_empty(status: int, output: str) -> bool:
+    """Whether nvidia-smi says that there is no GPU, and nothing else."""
+    return status == reasons.NOT_FOUND and output.strip() == _NO_DEVICES
+
+
+def is_complete(status: int, output: str) -> bool:
+    """Whether the output lists the GPUs: all of them, or all but those that it names as lost."""
+    rows, lost = _split(output)
+    return bool(rows) and (status in _COMPLETE or (status > 0 and bool(lost)))
+
+
+def parse(output: str, fields: "Sequence[str]", numa_node: "Callable[[str], int | None]") -> list[Device]:
+    """Return the devices of `--query-gpu=FIELDS --format=csv,noheader,nounits`, by index.
+
+    `name` is the last of the fields. Raises DiscoveryError with the line that is no row of such a table.
+    """
+    rows, lost = _split(output)
+    found = []
+    for row in rows:
+        cells = _cells(row, fields)
+        if _failure(cells["index"]):
+            lost.append((None, _known(cells, "pci.bus_id"), cells["index"].strip("[]")))
+        else:
+            found.append(_device(row, cells, numa_node))
+    return unique([*found, *_lost_devices(lost, {device.index for device in found})])
+
+
+def unique(devices: "Iterable[Device]") -> list[Device]:
+    """Return the devices by index; two of one index are an error."""
+    known: dict[int, Device] = {}
+    for device in devices:
+        if device.index in known:
+            raise DiscoveryError(f"two GPUs have the index {device.index}: {known[device.index]} and {device}")
+        known[device.index] = device
+    return [known[index] for index in sorted(known)]
+
+
+def _split(output: str) -> "tuple[list[str], list[_Lost]]":
+    """Return the lines that should be rows, and the GPUs that could not be listed."""
+    rows: list[str] = []
+    lost: list[_Lost] = []
+    for line in map(str.strip, output.splitlines()):
+        if match := _LOST.match(line):
+            index, bus_id, reason = match["index"], match["bus_id"], match["reason"]
+            lost.append((int(index) if index else None, bus_id, reasons.quote(reason)))
+        elif line and line != _NO_DEVICES and not line.startswith(_WARNING):
+            rows.append(line)
+    return rows, lost
+
+
+def _cells(row: str, fields: "Sequence[str]") -> dict[str, str]:
+    cells = [cell.strip() for cell in row.split(",", len(fields) - 1)]
+    if len(cells) != len(fields):
+        raise _unreadable(row, f"{len(fields)} columns were asked for")
+    return dict(zip(fields, cells, strict=True))
+
+
+def _device(row: str, cells: dict[str, str], numa_node: "Callable[[str], int | None]") -> Device:
+    bus_id = _known(cells, "pci.bus_id")
+    memory = _known(cells, "memory.total")
+    compute_mode = _known(cells, "compute_mode")
+    failures = dict.fromkeys(failure for cell in cells.values() if (failure := _failure(cell)))
+    return Device(
+        index=_number(row, cells["index"]),
+        uuid=_known(cells, "uuid"),
+        name=_known(cells, "name"),
+        memory_total=None if memory is None else _number(row, memory),
+        pci_bus_id=bus_id and pci.canonical(bus_id),
+        compute_mode=compute_mode,
+        mig_mode=_known(cells, "mig.mode.current"),
+        numa_node=numa_node(bus_id) if bus_id else None,
+        unusable=", ".join(failures) or reasons.prohibited(compute_mode),
+    )
+
+
+def _lost_devices(lost: "list[_Lost]", listed: set[int]) -> "Iterator[Device]":
+    """Yield lost GPUs. One without an index has one of the gaps: both follow the PCI bus."""
+    named = {index for index, _, _ in lost if index is not None}
+    gaps = (index for index in range(len(listed) + len(lost)) if index not in listed | named)
+    for index, bus_id, reason in sorted(lost, key=lambda gpu: pci.canonical(gpu[1] or "")):
+        yield Device(
+            index=next(gaps) if index is None else index,
+            pci_bus_id=bus_id and pci.canonical(bus_id),
+            unusable=reason,
+        )
+
+
+def _known(cells: dict[str, str], field: str) -> str | None:
+    cell = cells.get(field, "")
+    return None if cell in _UNKNOWN or cell.startswith("[") else cell
+
+
+def _failure(cell: str) -> str | None:
+    """Return the error that stands in the place of a value."""
+    return cell.strip("[]") if cell.startswith("[") and cell not in _UNKNOWN else None
+
+
+def _number(row: str, cell: str) -> int:
+    if not (cell.isascii() and cell.isdigit()):
+        raise _unreadable(row, f"{cell!r} is no number")
+    return int(cell)
+
+
+def _unreadable(row: str, reason: str) -> DiscoveryError:
+    return DiscoveryError(f"nvidia-smi printed a line that is no GPU: {reasons.quote(row)!r}: {reason}")

@@ -1,0 +1,41 @@
+"""One question to another program, under a deadline."""
+
+import time
+
+from externalresource_gpu.child import Child, Overdue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Query:
+    """Under way from the moment of construction, which raises nothing: `answer` tells what went wrong."""
+
+    def __init__(self, name: str, argv: "Sequence[str]") -> None:
+        self._name, self._program, self._began = name, argv[0], time.monotonic()
+        self._child: Child | None = None
+        self._error: OSError | None = None
+        try:
+            self._child = Child(argv)
+        except OSError as error:
+            self._error = error
+
+    def answer(self, deadline: float) -> tuple[int, str, str]:
+        """Return the exit status, stdout and stderr.
+
+        Raises DiscoveryError if the program could not be started, was ended by a signal or not before `deadline`.
+        """
+        from externalresource_gpu.backends import reasons
+
+        if self._child is None:
+            raise reasons.not_started(self._program, self._error) from self._error
+        try:
+            status, out, err = self._child.result(deadline)
+        except Overdue:
+            raise reasons.overdue(self._name, time.monotonic() - self._began) from None
+        except ChildProcessError as error:
+            raise reasons.lost(self._name, error) from error
+        if status < 0:
+            raise reasons.crashed(self._name, -status)
+        return status, out, err

@@ -1,0 +1,130 @@
+"""Why GPUs could not be listed, or one of them not be used, and what to do: in one line each.
+
+NVML's error codes (nvmlReturn_t) are the exit status of nvidia-smi as well, where they fit a byte.
+"""
+
+import signal
+
+from externalresource.errors import DiscoveryError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from externalresource_gpu.device import Device
+
+NO_PERMISSION, NOT_FOUND, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND = 4, 6, 9, 12
+GPU_IS_LOST, RESET_REQUIRED, BLOCKED, MISMATCH, NO_GPUS, UNKNOWN = 15, 16, 17, 18, 28, 999
+
+#: The words of nvidia-smi; pynvml has others for some.
+WORDS = {
+    2: "Invalid Argument",
+    NO_PERMISSION: "Insufficient Permissions",
+    NOT_FOUND: "Not Found",
+    8: "Insufficient External Power",
+    DRIVER_NOT_LOADED: "Driver Not Loaded",
+    10: "Timeout",
+    11: "Interrupt Request Issue",
+    LIBRARY_NOT_FOUND: "NVML Shared Library Not Found",
+    14: "Corrupted infoROM",
+    GPU_IS_LOST: "GPU is lost",
+    RESET_REQUIRED: "GPU requires reset",
+    BLOCKED: "GPU access blocked by the operating system",
+    MISMATCH: "Driver/library version mismatch",
+    20: "Insufficient Memory",
+    23: "Insufficient Resources",
+    NO_GPUS: "No GPUs Found",
+    UNKNOWN: "Unknown Error",
+}
+
+_DRIVER_LOG = "see `dmesg` for lines with NVRM or Xid"
+_ADVICE = {
+    NO_PERMISSION: "check who may open /dev/nvidia*: SELinux and rootless containers forbid it",
+    NOT_FOUND: f"a GPU is broken: reboot the machine, {_DRIVER_LOG}; `--backend nvml` lists the others",
+    DRIVER_NOT_LOADED: "load the driver (`modprobe nvidia`) or install it for the running kernel; a container needs "
+    "the NVIDIA Container Toolkit and `--gpus`",
+    LIBRARY_NOT_FOUND: "install the NVIDIA driver; a container gets its library from the NVIDIA Container Toolkit, "
+    "when started with `--gpus`",
+    GPU_IS_LOST: f"a GPU fell off the bus: reboot the machine, {_DRIVER_LOG}; `--backend nvml` lists the others",
+    RESET_REQUIRED: "reset it (`nvidia-smi --gpu-reset -i INDEX`) or reboot the machine",
+    BLOCKED: "the host keeps the GPU from this system: under WSL, update the Windows driver and `wsl --shutdown`",
+    MISMATCH: "the driver was updated and the old one still runs: reboot, or stop all GPU work and reload the nvidia "
+    "kernel modules; in a container, recreate it",
+    UNKNOWN: f"a container that lost its devices (`systemctl daemon-reload` does that) has to be recreated; on a host, "
+    f"{_DRIVER_LOG}",
+}
+_CODE_TOO_LARGE = 255  # nvidia-smi's exit status for a code that does not fit: of those that it meets, Unknown Error
+_LONGEST = 300
+
+
+def words(code: int) -> str:
+    return WORDS.get(code, f"NVML error {code}")
+
+
+def advice(code: int) -> str:
+    """Return what to do about an NVML error code."""
+    return _ADVICE.get(code, _DRIVER_LOG)
+
+
+def quote(text: str) -> str:
+    """Return the text in one line of bounded length."""
+    line = "; ".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+
+
+def prohibited(compute_mode: str | None) -> str | None:
+    """Return the reason why nobody may compute on the GPU, if its compute mode forbids it."""
+    if compute_mode != "Prohibited":
+        return None
+    return "compute mode is Prohibited"
+
+
+def nvidia_smi_failed(status: int, said: str) -> DiscoveryError:
+    """Return the error for an exit status and the message that came with it."""
+    if status < 0:
+        return crashed("nvidia-smi", -status)
+    if not said.strip():
+        return DiscoveryError(f"nvidia-smi listed no GPU and gave no reason (exit {status}): run it by hand")
+    code = UNKNOWN if status == _CODE_TOO_LARGE else status
+    return DiscoveryError(f"nvidia-smi failed (exit {status}): {quote(said)}: {advice(code)}")
+
+
+def nvml_failed(call: str, code: int) -> DiscoveryError:
+    return DiscoveryError(f"NVML failed: {call}: {words(code)} ({code}): {advice(code)}")
+
+
+def crashed(name: str, number: int) -> DiscoveryError:
+    known = {known.value: known.name for known in signal.Signals}
+    return DiscoveryError(
+        f"{name} was ended by {known.get(number, f'signal {number}')}: the driver's library may not fit the driver: "
+        f"reinstall the driver, {_DRIVER_LOG}"
+    )
+
+
+def not_started(program: str, error: OSError | None) -> DiscoveryError:
+    if isinstance(error, FileNotFoundError):
+        return DiscoveryError(
+            f"{program} was not found on PATH: {_ADVICE[LIBRARY_NOT_FOUND]}; without GPUs, `--simulate 8`"
+        )
+    return DiscoveryError(f"{program} cannot be run: {error.strerror if error else 'it was not started'}")
+
+
+def overdue(name: str, seconds: float) -> DiscoveryError:
+    return DiscoveryError(
+        f"{name} did not answer within {seconds:.1f} s: the driver hangs ({_DRIVER_LOG}), or initializes its GPUs "
+        "anew for each caller (`nvidia-smi -pm 1` ends that), or needs a longer --timeout"
+    )
+
+
+def lost(name: str, error: ChildProcessError) -> DiscoveryError:
+    return DiscoveryError(f"{name} ended, and how is unknown: {error}")
+
+
+def none_found(name: str, bound: "Sequence[str]") -> "list[Device]":
+    """Return no device, if the driver is bound to none: a broken GPU is not a host without GPUs."""
+    if not bound:
+        return []
+    raise DiscoveryError(
+        f"{name} finds no GPU, but the driver is bound to {len(bound)} ({quote(', '.join(bound))}): they are broken "
+        f"({_DRIVER_LOG}), or this container, cgroup or user may not open them (/dev/nvidia*)"
+    )
