@@ -1,6 +1,7 @@
 """What the author of a driver imports: `hookimpl`, the factory's specification, and what a driver must answer."""
 
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 import pluggy
@@ -31,7 +32,7 @@ class ExternalResourceDriver(Protocol):
     It may also offer what the classes below ask for; the framework looks for each by its method's name.
     """
 
-    def retrieve_resource_info(self, amount: int) -> Set[ExternalResourceInfo]:
+    def retrieve_resource_info(self, amount: int) -> AbstractSet[ExternalResourceInfo]:
         """Return `amount` (at least 1) devices for this process, or raise: never fewer, never more."""
 
 
@@ -71,8 +72,8 @@ class ExternalResourceDriverFactory:
         """Return the driver for a resource with these options.
 
         The options are the resource's own `external-resource.NAME.param.` keys without that prefix. Raise
-        ConfigurationError for one that is unknown or has a wrong value. `externalresource.claim`, `externalresource run`
-        and their like set some that mean the same for every driver: `enable-coordination-mode` (`true`),
+        ConfigurationError for one that is unknown or has a wrong value. `externalresource.claim` and the command line
+        set some that mean the same for every driver: `enable-coordination-mode` (`true`),
         `coordination-file` (a path), `simulate` (devices that are not there) and `timeout` (seconds).
         """
         raise NotImplementedError

@@ -1,7 +1,8 @@
 """RuntimeContext: what the operators of a TaskManager process ask for their devices."""
 
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -27,7 +28,7 @@ class RuntimeContext:
                 self._retrieve(name, driver, amount)
             undo.pop_all()
 
-    def get_external_resource_infos(self, name: str) -> Set[ExternalResourceInfo]:
+    def get_external_resource_infos(self, name: str) -> AbstractSet[ExternalResourceInfo]:
         """Return the infos of a resource: the same set for every operator, as in Flink.
 
         A name that has none is a ConfigurationError; Flink, and `lenient`, answer an empty set.

@@ -17,7 +17,9 @@ from externalresource import ledger
 from externalresource import owner as processes
 from externalresource.errors import CoordinationError, NotEnoughDevicesError
 from externalresource.ledger import Claim
-from externalresource.owner import Observer, Owner
+from externalresource.owner import Observer, Owner, identify
+
+__all__ = ["Choose", "Claim", "Claimable", "Coordination", "Holding", "Owner", "first", "identify", "lives"]
 
 DEFAULT_TIMEOUT = 9.0  # seconds: Flink's 10 for a discovery script, less its start
 _PAUSE = 0.0005, 0.01  # seconds between two looks at the lock: the first, and the longest
@@ -59,6 +61,11 @@ def first(free: Sequence[D], claims: Sequence[Claim], amount: int) -> Sequence[D
     """Return the first `amount` of the free devices."""
     del claims
     return free[:amount]
+
+
+def lives(owner: Owner) -> bool:
+    """Return False only if that process provably is no more."""
+    return not processes.gone(owner, processes.observer())
 
 
 class Coordination:

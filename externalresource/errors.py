@@ -1,6 +1,8 @@
 """One base error and its kinds. A message is one line: what happened, with which value, what is allowed, what to do."""
 
-from collections.abc import Iterable
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class ExternalResourceError(Exception):
@@ -27,7 +29,7 @@ class NotEnoughDevicesError(ExternalResourceError):
     """Fewer devices than wanted exist here or are free now."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: "Iterable[str]") -> str:
     """Return ", did you mean 'x'?" for the known word nearest to `word`, or nothing if none is near."""
     import difflib
 

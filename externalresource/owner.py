@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from externalresource.errors import CoordinationError
 
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO in the kernel: the inode is the same on every machine
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -62,6 +64,10 @@ def observer() -> Observer:
 def identify(pid: int) -> Owner:
     """Return the identity of a living process; CoordinationError if there is none or it cannot be looked at."""
     here = observer()
+    if pid == 1 and here.pid_namespace == _INITIAL_PID_NAMESPACE:
+        raise CoordinationError("init cannot own devices: the process that asked for them has ended; see --owner-pid")
+    if pid == 0:
+        raise CoordinationError("a process outside this pid namespace cannot own devices; see --owner-pid")
     stat = _stat(pid) if here.sees_own_pids else None
     if here.sees_own_pids and (stat is None or _ended(stat)):
         raise CoordinationError(f"process {pid} cannot own devices: there is no such living process here")

@@ -49,5 +49,6 @@ class Device:
             "compute_mode": self.compute_mode,
             "mig.mode.current": self.mig_mode,
             "numa_node": self.numa_node,
+            "unusable": self.unusable,
         }
         return {key: str(value) for key, value in known.items() if value is not None}

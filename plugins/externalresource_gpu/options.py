@@ -5,6 +5,7 @@ They are parsed by hand: argparse costs a third of what the rest of the script d
 """
 
 from externalresource.errors import ConfigurationError, did_you_mean
+from externalresource_gpu import backends
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,13 +13,12 @@ if TYPE_CHECKING:
 
 PREFIX = "EXTERNALRESOURCE_GPU_"
 DEFAULT_COORDINATION_FILE = "/var/tmp/flink-gpu-coordination"  # noqa: S108 - Flink's; what is opened there is checked
-BACKENDS = ("auto", "nvml", "nvidia-smi", "simulated")
 FORMATS = ("flink", "uuid", "env", "json", "spark")
 
 # name: what --help says of its value, and what it does
 VALUED = {
     "coordination-file": ("PATH", f"where the claims are kept (default: {DEFAULT_COORDINATION_FILE})"),
-    "backend": ("NAME", f"{'|'.join(BACKENDS)} (default: auto, which takes NVML, then nvidia-smi)"),
+    "backend": ("NAME", f"{'|'.join(backends.NAMES)} (default: auto, which takes NVML, then nvidia-smi)"),
     "simulate": ("MACHINE", "a count, the name of a machine (dgx-a100) or a YAML file, instead of real devices"),
     "format": ("NAME", f"{'|'.join(FORMATS)} (default: flink, indices joined by commas)"),
     "owner-pid": ("PID", "the process that is to own the devices (default: the one that started this script)"),
@@ -57,17 +57,13 @@ class Options:
         self.coordination: bool = _flag(given, "enable-coordination-mode")
         self.coordination_file: str = given.get("coordination-file") or DEFAULT_COORDINATION_FILE
         self.simulate: str | None = given.get("simulate")
-        self.backend: str = _one_of(given, "backend", BACKENDS)
+        self.backend: str = _one_of(given, "backend", backends.NAMES)
         self.format: str = _one_of(given, "format", FORMATS)
         self.owner_pid: int | None = _owner_pid(given)
         self.timeout: float = _seconds(given, "timeout", 9.0)
         self.log_file: str | None = given.get("log-file")
-        if self.simulate is not None:
-            if self.backend not in ("auto", "simulated"):
-                raise ConfigurationError(f"--simulate {self.simulate} and --backend {self.backend} exclude each other")
-            self.backend = "simulated"
-        elif self.backend == "simulated":
-            raise ConfigurationError("--backend simulated needs --simulate: a count, the name of a machine, or a file")
+        if self.simulate is not None and self.backend not in ("auto", "simulated"):
+            raise ConfigurationError(f"--simulate {self.simulate} and --backend {self.backend} exclude each other")
 
 
 def _from_words(words: "Sequence[str]") -> dict[str, str]:

@@ -1,0 +1,167 @@
+"""The discovery script: Flink's protocol in, devices out.
+
+Flink, Spark or the GPU driver start it, wait 10 seconds, read one line, and kill what is late. It may be killed at any
+moment, so it leaves nothing behind that could still record a claim; what it cannot deliver, it takes back.
+
+nvidia-smi takes 50 ms and the imports of coordination 30: it is started first, so that one hides behind the other.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+
+from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, NotEnoughDevicesError
+from externalresource_gpu import backends, dialects
+from externalresource_gpu.options import USAGE, Options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from externalresource.coordination import Owner
+    from externalresource_gpu.backends import Backend
+    from externalresource_gpu.device import Device
+
+_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+
+
+def main() -> "NoReturn":
+    """Answer the arguments on stdout and exit: 0, 1 with the reason on stderr, 2 if the arguments are not allowed."""
+    parent = os.getppid()  # before anything else: it may end while this runs
+    for descriptor in range(3):
+        _open_if_closed(descriptor)
+    try:
+        status = _run(sys.argv[1:], parent)
+    except KeyboardInterrupt:
+        status = _INTERRUPTED
+    os._exit(status)  # nothing is left to tidy up, and tearing the interpreter down takes 7 ms
+
+
+def _run(words: "Sequence[str]", parent: int) -> int:
+    if "--help" in words or "-h" in words:
+        _deliver(USAGE)
+        return 0
+    try:
+        _decide(Options(words, os.environ), parent)
+    except ExternalResourceError as error:
+        _complain(str(error))
+        return _USAGE if isinstance(error, ConfigurationError) else _FAILED
+    return 0
+
+
+def _decide(options: Options, parent: int) -> None:
+    """Answer, and write to the log file how."""
+    try:
+        decision = _answer(options, parent)
+    except ExternalResourceError as error:
+        _log(options, parent, f"refused: {error}")
+        raise
+    _log(options, parent, decision)
+
+
+def _answer(options: Options, parent: int) -> str:
+    deadline = time.monotonic() + options.timeout
+    if options.amount == 0 and not options.list:
+        _deliver(dialects.render(options.format, []))
+        return "0 wanted, none granted"
+    backend = backends.create(options.backend, options.simulate)
+    backend.start()
+    if options.coordination and not options.list:
+        return _answer_coordinated(options, parent, backend, deadline)
+    devices = backend.devices(deadline)
+    chosen = devices if options.list else _usable(devices, options.amount)[: options.amount]
+    _deliver(dialects.render(options.format, chosen))
+    return (
+        f"{'listed' if options.list else 'named'} {_tokens(chosen)} as {backend.name} sees them, without coordination"
+    )
+
+
+def _answer_coordinated(options: Options, parent: int, backend: "Backend", deadline: float) -> str:
+    from externalresource.coordination import Coordination, identify
+
+    owner = identify(parent if options.owner_pid is None else options.owner_pid)
+    coordination = Coordination(options.coordination_file, "gpu")
+    candidates = _usable(backend.devices(deadline), options.amount)
+    _check_asker(parent, owner)
+    # From here to the answer nothing but SIGKILL may end this: a claim that nobody was told of would be lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    claimed = coordination.claim(candidates, options.amount, owner, deadline=deadline)
+    try:
+        _check_asker(parent, owner)
+        _check_time(deadline, options.timeout)
+        _deliver(dialects.render(options.format, claimed))
+    except BaseException:
+        coordination.release(claimed, owner)
+        raise
+    return f"granted {_tokens(claimed)} as {backend.name} sees them to pid {owner.pid} ({owner.program})"
+
+
+def _usable(devices: "Sequence[Device]", amount: int) -> "list[Device]":
+    """Return those that may be handed out; NotEnoughDevicesError if this host could never give so many."""
+    usable = [device for device in devices if device.unusable is None]
+    if amount > len(devices):
+        raise NotEnoughDevicesError(f"{amount} wanted, this host has {len(devices)}")
+    if amount > len(usable):
+        reasons = "; ".join(f"GPU {device.index}: {device.unusable}" for device in devices if device.unusable)
+        raise NotEnoughDevicesError(f"{amount} wanted, only {len(usable)} of {len(devices)} are usable ({reasons})")
+    return usable
+
+
+def _check_asker(parent: int, owner: "Owner") -> None:
+    """Raise if there is nobody any more to answer to, or to record."""
+    from externalresource.coordination import lives
+
+    if os.getppid() != parent:
+        raise DiscoveryError(f"the process that started this script (pid {parent}) has ended: nothing is granted")
+    if not lives(owner):
+        raise DiscoveryError(f"the owner (pid {owner.pid}) has ended: nothing is granted")
+
+
+def _check_time(deadline: float, timeout: float) -> None:
+    if time.monotonic() > deadline:
+        raise DiscoveryError(f"it took longer than the {timeout:g} s of --timeout: nothing is granted")
+
+
+def _deliver(text: str) -> None:
+    """Write the answer, which is shorter than a pipe's buffer; raise if nobody can have read it."""
+    try:
+        os.write(1, text.encode())
+    except OSError as error:
+        raise DiscoveryError(
+            f"the answer could not be written to stdout ({error.strerror}): nothing is granted"
+        ) from None
+
+
+def _complain(message: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"nvidia-gpu-discovery: {message}\n".encode())
+
+
+def _log(options: Options, parent: int, decision: str) -> None:
+    if options.log_file is None:
+        return
+    line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} asked by pid {parent}: {decision}\n"
+    try:
+        with open(options.log_file, "a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        _complain(f"cannot write to the log file {options.log_file}: {error.strerror}")
+
+
+def _tokens(devices: "Sequence[Device]") -> str:
+    return ",".join(device.token for device in devices) or "none"
+
+
+def _open_if_closed(descriptor: int) -> None:
+    """Put a full device where a standard stream is closed, lest the coordination file become our stdout."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        os.open("/dev/full", os.O_RDWR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""GPUDriver: runs a discovery script and turns its answer into infos."""
+
+import json
+import os
+import re
+import shlex
+import sys
+import sysconfig
+import time
+from collections.abc import Collection, Mapping
+
+from externalresource.api import ExternalResourceInfo, hookimpl
+from externalresource.coordination import Coordination, Holding, Owner, identify
+from externalresource.errors import ConfigurationError, DiscoveryError, did_you_mean
+from externalresource_gpu import dialects
+from externalresource_gpu.child import Child, Overdue
+from externalresource_gpu.device import Device
+from externalresource_gpu.options import FLAGS, VALUED, Options
+
+_DEFAULT_TIMEOUT = 10.0  # seconds, as in Flink
+_LONGEST = 86400
+_STARTING = 1.0  # seconds for the interpreter of our own script
+_OWN = ("discovery-script.path", "discovery-script.args", "discovery-script.timeout")
+_SCRIPT = tuple(name for name in (*FLAGS, *VALUED) if name not in ("list", "format", "owner-pid"))
+_TOKEN = re.compile(r"[\w.:/-]*\d[\w.:/-]*")  # an index, a UUID, a bus id: a word without any digit names no device
+_SHOWN = 2000  # characters of a script's stderr in an error
+
+
+class GPUInfo:
+    """One GPU as an operator sees it. Two infos are equal if all their properties are."""
+
+    __slots__ = ("_properties",)
+
+    def __init__(self, properties: Mapping[str, str]) -> None:
+        self._properties = dict(properties)
+
+    def get_property(self, key: str) -> str | None:
+        """Return `index`, and what else is known: `uuid`, `name`, `memory.total` (MiB), `pci.bus_id`, ..."""
+        return self._properties.get(key)
+
+    def get_keys(self) -> Collection[str]:
+        return tuple(self._properties)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GPUInfo) and self._properties == other._properties
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._properties.items()))
+
+    def __repr__(self) -> str:
+        return f"GPU Device({self._properties.get('index')})"
+
+
+class GPUDriver:
+    """The GPUs of one resource.
+
+    Options: `discovery-script.path` (ours by default), `discovery-script.args`, `discovery-script.timeout` (seconds, 10
+    by default), and each option of our script by its name (`simulate`, `coordination-file`, ...), which are appended to
+    the arguments. The script runs as a child of this process, which thus owns what it claims.
+    """
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        _check_names(options)
+        self._script = _script(options.get("discovery-script.path"))
+        self._timeout = _timeout(options)
+        self._words = [*_split(options.get("discovery-script.args", "")), *_own_words(options)]
+        # Of a script that is not ours we know neither the options nor what it claims.
+        self._options = None
+        if self._script is None:
+            # Our script ends before we would kill it: it says what kept it, and takes back what it cannot deliver.
+            self._words.insert(0, f"--timeout={self._timeout * 0.9:g}")
+            self._options = Options(["0", *self._words], os.environ)
+            self._timeout = max(self._timeout, self._options.timeout + _STARTING)
+        self._claimed: list[Device] = []
+        self._owner: Owner | None = None
+
+    def retrieve_resource_info(self, amount: int) -> set[ExternalResourceInfo]:
+        """Return `amount` GPUs; DiscoveryError if the script fails, is late, or answers anything else."""
+        if amount < 1:
+            raise ConfigurationError(f"the amount of GPUs must be a positive integer, not {amount}")
+        if self._options is None:
+            infos = _parse(self._run(str(amount), *self._words), amount)
+        else:
+            owner = identify(os.getpid()) if self._options.coordination else None
+            infos = self._ask(str(amount), "--owner-pid", str(os.getpid()))
+            if owner is not None:
+                self._owner = owner
+                self._claimed += [_device(info) for info in infos]
+        return set(infos)
+
+    def devices(self) -> Collection[ExternalResourceInfo]:
+        """Return all GPUs of this host; one that must not be handed out has the property `unusable`."""
+        if self._options is None:
+            raise DiscoveryError(f"{self._script} cannot list devices: only our own discovery script does")
+        return self._ask("--list")
+
+    def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
+        """Return CUDA_VISIBLE_DEVICES and its kin for exactly these GPUs, ordered by index."""
+        ordered = sorted(infos, key=_order)
+        return dialects.environment([info.get_property("uuid") or info.get_property("index") or "" for info in ordered])
+
+    def held(self) -> Collection[Holding]:
+        """Return who holds which GPU, by the coordination file."""
+        return self._coordination().held()
+
+    def close(self) -> None:
+        """Give back what was retrieved. In a forked child nothing happens: there it belongs to the parent."""
+        owner, claimed, self._claimed = self._owner, self._claimed, []
+        if owner is not None and owner.pid == os.getpid() and claimed:
+            self._coordination().release(claimed, owner)
+
+    def _coordination(self) -> Coordination:
+        if self._options is None:
+            raise DiscoveryError(f"{self._script} keeps its own books: who holds what is known only of our own script")
+        return Coordination(self._options.coordination_file, "gpu")
+
+    def _ask(self, *words: str) -> list[GPUInfo]:
+        answer = self._run(*words, *self._words, "--format", "json")
+        return [GPUInfo(properties) for properties in json.loads(answer)]
+
+    def _run(self, *words: str) -> str:
+        """Return the script's stdout; DiscoveryError if it does not exit with 0 in time."""
+        command = (
+            [sys.executable, "-P", "-m", "externalresource_gpu.discovery"] if self._script is None else [self._script]
+        )
+        name = self._script or "the discovery script"
+        try:
+            status, out, err = Child([*command, *words]).result(time.monotonic() + self._timeout)
+        except Overdue:
+            raise DiscoveryError(
+                f"{name} did not answer within {self._timeout:g} s and was killed; see discovery-script.timeout"
+            ) from None
+        except OSError as error:
+            raise DiscoveryError(f"{name} could not be run: {error.strerror or error}") from None
+        if status != 0:
+            raise DiscoveryError(_failure(name, status, out, err, ours=self._script is None))
+        return out
+
+
+class GPUDriverFactory:
+    """The GPU plugin."""
+
+    @hookimpl
+    def create_external_resource_driver(self, options: Mapping[str, str]) -> GPUDriver:
+        return GPUDriver(options)
+
+
+def _check_names(options: Mapping[str, str]) -> None:
+    for name in options:
+        if name not in _OWN and name not in _SCRIPT:
+            raise ConfigurationError(
+                f"the GPU driver has no option {name!r} (allowed: {', '.join((*_OWN, *_SCRIPT))})"
+                f"{did_you_mean(name, (*_OWN, *_SCRIPT))}"
+            )
+
+
+def _script(path: str | None) -> str | None:
+    """Return the absolute path of somebody's script, or None for ours; ConfigurationError if it cannot be run."""
+    if path is None:
+        return None
+    if not path.strip():
+        raise ConfigurationError("discovery-script.path is empty; leave it out to use our own script")
+    looked = _places(path)
+    found = next((place for place in looked if os.path.isfile(place)), None)
+    if found is None:
+        raise ConfigurationError(f"the discovery script {path} does not exist; looked for {' and '.join(looked)}")
+    if not os.access(found, os.X_OK):
+        raise ConfigurationError(f"the discovery script {found} is not executable; chmod +x it")
+    ours = os.path.join(sysconfig.get_path("scripts"), "nvidia-gpu-discovery")
+    return None if os.path.exists(ours) and os.path.samefile(found, ours) else found
+
+
+def _places(path: str) -> list[str]:
+    """Return where Flink looks (FLINK_HOME, else the current folder), and then FLINK_PLUGINS_DIR, which Flink forgets.
+
+    Flink's default starts with `plugins/`, the usual name of that folder itself.
+    """
+    if os.path.isabs(path):
+        return [path]
+    places = [os.path.join(os.environ.get("FLINK_HOME") or os.getcwd(), path)]
+    if plugins := os.environ.get("FLINK_PLUGINS_DIR"):
+        places.append(os.path.join(plugins, path.removeprefix("plugins/")))
+    return places
+
+
+def _split(args: str) -> list[str]:
+    try:
+        return shlex.split(args)
+    except ValueError as error:
+        raise ConfigurationError(f"discovery-script.args cannot be split as a shell would ({error}): {args}") from None
+
+
+def _own_words(options: Mapping[str, str]) -> list[str]:
+    return [f"--{name}={value}" for name, value in options.items() if name in _SCRIPT]
+
+
+def _timeout(options: Mapping[str, str]) -> float:
+    text = options.get("discovery-script.timeout", str(_DEFAULT_TIMEOUT))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= _LONGEST:
+        raise ConfigurationError(
+            f"discovery-script.timeout must be a number of seconds, above 0 and at most {_LONGEST}, not {text!r}"
+        )
+    return seconds
+
+
+def _parse(out: str, amount: int) -> list[GPUInfo]:
+    """Return the devices that a script printed in Flink's protocol: exactly one line, tokens joined by commas.
+
+    Flink takes any words, any number of them, and of several lines the first: a wrong answer without a word.
+    """
+    lines = out.rstrip("\n").split("\n")
+    if len(lines) > 1 or not lines[0].strip():
+        what = f"{len(lines)} lines" if out.strip() else "nothing"
+        raise DiscoveryError(f"the discovery script printed {what}, not one line of devices: {out[:80]!r}")
+    tokens = [token.strip() for token in lines[0].split(",") if token.strip()]
+    for token in tokens:
+        if not _TOKEN.fullmatch(token):
+            raise DiscoveryError(f"the discovery script printed {token[:80]!r}, which is neither an index nor a UUID")
+        if tokens.count(token) > 1:
+            raise DiscoveryError(f"the discovery script printed device {token!r} more than once: {lines[0][:80]!r}")
+    if len(tokens) != amount:
+        raise DiscoveryError(f"the discovery script printed {len(tokens)} devices, not the {amount} asked for")
+    return [GPUInfo({"index": token}) for token in tokens]
+
+
+def _failure(name: str, status: int, out: str, err: str, *, ours: bool) -> str:
+    said = " ".join((err.strip() or out.strip()).split())[:_SHOWN]
+    if ours and said:
+        return said.removeprefix("nvidia-gpu-discovery: ")
+    how = f"was ended by signal {-status}" if status < 0 else f"exited with {status}"
+    return f"{name} {how}: {said or 'it said nothing'}"
+
+
+def _device(info: GPUInfo) -> Device:
+    return Device(index=int(info.get_property("index") or 0), uuid=info.get_property("uuid"))
+
+
+def _order(info: ExternalResourceInfo) -> tuple[int, str]:
+    index = info.get_property("index") or ""
+    return (int(index), "") if index.isdigit() else (sys.maxsize, index)
