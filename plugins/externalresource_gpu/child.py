@@ -7,7 +7,6 @@ subprocess costs the discovery script 9 ms.
 
 import os
 import select
-import signal
 import time
 
 TYPE_CHECKING = False
@@ -72,6 +71,8 @@ class Child:
 
     def kill(self) -> None:
         """Kill its process group and wait a moment for the child; one stuck in the driver is left behind."""
+        import signal  # costs 3 ms, and most children need no killing
+
         try:
             os.killpg(self._pid, signal.SIGKILL)
         except ProcessLookupError:

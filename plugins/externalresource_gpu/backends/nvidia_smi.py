@@ -29,8 +29,9 @@ class NvidiaSmi:
 
     name = "nvidia-smi"
 
-    def __init__(self, program: str = "nvidia-smi") -> None:
+    def __init__(self, program: str = "nvidia-smi", bound: str | None = None) -> None:
         self._program = program
+        self._bound = bound  # where the driver lists its GPUs, for tests
         self._query: Query | None = None
 
     def start(self) -> None:
@@ -47,7 +48,7 @@ class NvidiaSmi:
             fields = OLD_FIELDS
             status, out, err = self._ask(fields).answer(deadline)
         if listing.is_empty(status, out):
-            return reasons.none_found(self.name, pci.bound())
+            return reasons.none_found(self.name, pci.bound(self._bound))
         if not listing.is_complete(status, out):
             raise reasons.nvidia_smi_failed(status, out.strip() or err)
         return listing.parse(out, fields, pci.numa_node)

@@ -23,8 +23,9 @@ class Nvml:
 
     name = "nvml"
 
-    def __init__(self, python: str = sys.executable) -> None:
+    def __init__(self, python: str = sys.executable, bound: str | None = None) -> None:
         self._python = python
+        self._bound = bound  # where the driver lists its GPUs, for tests
         self._query: Query | None = None
 
     def start(self) -> None:
@@ -36,7 +37,7 @@ class Nvml:
         from externalresource_gpu.backends import pci, reasons
 
         found = read(*query.answer(deadline))
-        return [device(gpu) for gpu in found] or reasons.none_found("NVML", pci.bound())
+        return [device(gpu) for gpu in found] or reasons.none_found("NVML", pci.bound(self._bound))
 
     def _ask(self) -> Query:
         return Query("NVML", [self._python, "-P", "-m", "externalresource_gpu.backends.nvml_child"])

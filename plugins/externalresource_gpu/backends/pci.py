@@ -20,9 +20,9 @@ def numa_node(bus_id: str, devices: str = "/sys/bus/pci/devices") -> int | None:
     return node if node >= 0 else None
 
 
-def bound(gpus: str = "/proc/driver/nvidia/gpus") -> list[str]:
+def bound(directory: str | None = None) -> list[str]:
     """Return the bus ids of the GPUs that the NVIDIA driver is bound to, be they broken or not ours to open."""
     try:
-        return sorted(os.listdir(gpus))
+        return sorted(os.listdir(directory or "/proc/driver/nvidia/gpus"))
     except OSError:
         return []

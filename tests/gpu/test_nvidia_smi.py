@@ -1,0 +1,448 @@
+"""What is expected of recordings was read off them by hand."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from externalresource.errors import DiscoveryError
+from externalresource_gpu.backends import create, listing, reasons
+from externalresource_gpu.backends.nvidia_smi import FIELDS, OLD_FIELDS, NvidiaSmi
+from externalresource_gpu.device import Device
+
+RECORDED = Path(__file__).parents[2].parent / "shared/data/nvidia-smi/query-gpu"
+recorded = pytest.mark.skipif(not RECORDED.is_dir(), reason="the recordings of nvidia-smi are not here")
+
+MASKED = "GPU-00000000-0000-0000-0000-000000000000"
+UNMASKED = "GPU-df6e7a7c-7314-46f8-abc4-b88b36dcf3aa"
+
+StandIn = Callable[[str], NvidiaSmi]
+
+# Answers any query from a table with a header, as nvidia-smi would.
+REPLAY = """
+import csv
+units = "nounits" not in " ".join(argv)
+rows = list(csv.reader(open({table!r}), skipinitialspace=True))
+column = {{name.partition(" [")[0]: number for number, name in enumerate(rows[0])}}
+[wanted] = [word.partition("=")[2].split(",") for word in argv if word.startswith("--query-gpu=")]
+for field in wanted:
+    if field not in column:
+        print('Field "' + field + '" is not a valid field to query.\\n')
+        sys.exit(2)
+def cell(row, field):
+    value = row[column[field]]
+    unit = rows[0][column[field]].partition(" [")[2].rstrip("]")
+    return value if units or not unit else value.removesuffix(" " + unit)
+for row in rows[1:]:
+    print(", ".join(cell(row, field) for field in wanted))
+"""
+
+
+@pytest.fixture
+def bound(tmp_path: Path) -> Path:
+    """Where the driver would list the GPUs that it is bound to."""
+    return tmp_path / "gpus"
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, bound: Path) -> StandIn:
+    def write(code: str) -> NvidiaSmi:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!{sys.executable} -SE\nimport os, sys, time\nargv = sys.argv[1:]\n{code}\n")
+        program.chmod(0o755)
+        return NvidiaSmi(str(program), str(bound))
+
+    return write
+
+
+def soon(seconds: float = 60) -> float:
+    return time.monotonic() + seconds
+
+
+def row(**cells: str) -> str:
+    """One line of the answer to FIELDS, of a healthy A100 unless said otherwise."""
+    healthy = {
+        "mig.mode.current": "Disabled",
+        "index": "0",
+        "uuid": "GPU-1",
+        "pci.bus_id": "00000000:07:00.0",
+        "memory.total": "40960",
+        "compute_mode": "Default",
+        "utilization.gpu": "0",
+        "temperature.gpu": "31",
+        "name": "NVIDIA A100-SXM4-40GB",
+    }
+    return ", ".join((healthy | {name.replace("__", "."): cell for name, cell in cells.items()})[f] for f in FIELDS)
+
+
+def parse(*lines: str) -> list[Device]:
+    return listing.parse("\n".join(lines), FIELDS, lambda _: None)
+
+
+def message(error: pytest.ExceptionInfo[DiscoveryError]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+# The table
+
+
+def test_row_becomes_a_device() -> None:
+    assert listing.parse(row(), FIELDS, {"00000000:07:00.0": 3}.get) == [
+        Device(
+            index=0,
+            uuid="GPU-1",
+            name="NVIDIA A100-SXM4-40GB",
+            memory_total=40960,
+            pci_bus_id="00000000:07:00.0",
+            compute_mode="Default",
+            mig_mode="Disabled",
+            numa_node=3,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    "nothing", ["[N/A]", "[Not Supported]", "N/A", "", "[Requested functionality has been deprecated]"]
+)
+@pytest.mark.parametrize(
+    ("field", "attribute"),
+    [
+        ("uuid", "uuid"),
+        ("name", "name"),
+        ("memory__total", "memory_total"),
+        ("pci__bus_id", "pci_bus_id"),
+        ("compute_mode", "compute_mode"),
+        ("mig__mode__current", "mig_mode"),
+    ],
+)
+def test_cell_without_a_value_is_unknown_and_the_gpu_healthy(field: str, attribute: str, nothing: str) -> None:
+    [device] = parse(row(**{field: nothing}))
+    assert getattr(device, attribute) is None
+    assert device.unusable is None
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ({"utilization__gpu": "[GPU requires reset]"}, "GPU requires reset"),
+        ({"temperature__gpu": "[Unknown Error]"}, "Unknown Error"),
+        ({"memory__total": "[GPU is lost]", "uuid": "[GPU is lost]"}, "GPU is lost"),
+        ({"uuid": "[Insufficient Permissions]"}, "Insufficient Permissions"),
+        ({"name": "[Unknown Error]", "utilization__gpu": "[GPU is lost]"}, "GPU is lost, Unknown Error"),
+        ({"compute_mode": "Prohibited"}, "compute mode is Prohibited"),
+        ({"compute_mode": "Prohibited", "uuid": "[GPU is lost]"}, "GPU is lost"),
+    ],
+)
+def test_error_in_a_cell_makes_this_gpu_unusable_and_no_other(cells: dict[str, str], reason: str) -> None:
+    broken, healthy = parse(row(**cells), row(index="1"))
+    assert (broken.index, broken.unusable) == (0, reason)
+    assert (healthy.index, healthy.unusable) == (1, None)
+
+
+@pytest.mark.parametrize("mode", ["Default", "Exclusive_Process", "Exclusive_Thread"])
+def test_compute_mode_that_admits_a_process_is_kept(mode: str) -> None:
+    [device] = parse(row(compute_mode=mode))
+    assert (device.compute_mode, device.unusable) == (mode, None)
+
+
+def test_indices_keep_their_gaps_and_are_sorted() -> None:
+    assert [device.index for device in parse(row(index="11"), row(index="2"), row(index="0"))] == [0, 2, 11]
+
+
+def test_name_may_hold_a_comma() -> None:
+    assert parse(row(name="Board, second edition"))[0].name == "Board, second edition"
+
+
+def test_domain_of_old_drivers_is_widened() -> None:
+    assert parse(row(pci__bus_id="0000:0a:00.0"))[0].pci_bus_id == "00000000:0A:00.0"
+
+
+def test_blank_lines_and_warnings_are_no_gpus() -> None:
+    assert len(parse("", row(), "   ", "WARNING: infoROM is corrupted at gpu 0008:00:00.0")) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Loading module nvidia-driver",
+        ", ".join(FIELDS),
+        row(index="-1"),
+        row(index="²"),
+        row(index="GPU-1"),
+        row(memory__total="40960 MiB"),
+        "0",
+        "Failed to initialize NVML: Unknown Error",
+    ],
+)
+def test_line_that_is_no_gpu_is_an_error_that_quotes_it(line: str) -> None:
+    with pytest.raises(DiscoveryError) as error:
+        parse(row(), line)
+    assert repr(line) in message(error)
+
+
+def test_two_gpus_of_one_index_are_an_error() -> None:
+    with pytest.raises(DiscoveryError, match="two GPUs have the index 4"):
+        parse(row(index="4"), row(index="4", uuid="GPU-2"))
+
+
+@pytest.mark.parametrize(
+    ("line", "index"),
+    [
+        ("Unable to determine the device handle for GPU1: 0000:0F:00.0: GPU is lost", 1),
+        ("Unable to determine the device handle for GPU 0000:0F:00.0: GPU is lost", 1),
+        ("Unable to determine the device handle for GPU0000:0F:00.0: GPU is lost", 1),
+        ("Unable to determine the device handle for GPU7: 0000:0F:00.0: GPU is lost", 7),
+    ],
+)
+def test_lost_gpu_is_unusable_and_has_the_index_that_is_missing(line: str, index: int) -> None:
+    devices = parse(line, row(index="0"), row(index="2"), row(index="3"))
+    assert [device.index for device in devices] == sorted({0, 2, 3, index})
+    assert [device for device in devices if device.unusable] == [
+        Device(index, pci_bus_id="00000000:0F:00.0", unusable="GPU is lost")
+    ]
+
+
+def test_lost_gpus_fill_the_gaps_in_bus_order() -> None:
+    lost = "Unable to determine the device handle for GPU {}: GPU is lost"
+    devices = parse(lost.format("0000:47:00.0"), lost.format("0000:0F:00.0"), row(index="0"), row(index="3"))
+    assert [(device.index, device.pci_bus_id) for device in devices[1:3]] == [
+        (1, "00000000:0F:00.0"),
+        (2, "00000000:47:00.0"),
+    ]
+
+
+def test_row_without_an_index_is_a_lost_gpu() -> None:
+    devices = parse(row(index="0"), row(index="[Unknown Error]", pci__bus_id="00000000:0F:00.0"), row(index="2"))
+    assert devices[1] == Device(1, pci_bus_id="00000000:0F:00.0", unusable="Unknown Error")
+
+
+# Recordings, through the program
+
+
+@recorded
+@pytest.mark.parametrize(
+    ("file", "device"),
+    [
+        (
+            "uo-linux-x86_64_nvidia-h100-80gb-hbm3_590.48.01.load.csv",
+            Device(0, MASKED, "NVIDIA H100 80GB HBM3", 81559, "00000000:00:09.0", "Default", "Disabled"),
+        ),
+        (
+            "uo-linux-x86_64_nvidia-h100-mig_590.48.01.idle.csv",
+            Device(0, MASKED, "NVIDIA H100 80GB HBM3", 81559, "00000000:00:09.0", "Default", "Enabled"),
+        ),
+        (
+            "uo-linux-x86_64_nvidia-h200_590.48.01.load.csv",
+            Device(0, MASKED, "NVIDIA H200", 143771, "00000000:83:00.0", "Default", "Disabled"),
+        ),
+        (
+            "uo-linux-x86_64_nvidia-l40s_595.80.load.csv",
+            Device(0, MASKED, "NVIDIA L40S", 46068, "00000000:01:00.0", "Default", None),
+        ),
+        (
+            "uo-linux-x86_64_nvidia-geforce-rtx-4080-super_595.71.05.load.csv",
+            Device(0, MASKED, "NVIDIA GeForce RTX 4080 SUPER", 16376, "00000000:01:00.0", "Default", None),
+        ),
+        (
+            "vertex-rtx2080super-win.csv",
+            Device(0, UNMASKED, "NVIDIA GeForce RTX 2080 SUPER", 8192, "00000000:0C:00.0", "Default", None),
+        ),
+    ],
+)
+def test_recorded_machine_is_read_through_the_program(stand_in: StandIn, file: str, device: Device) -> None:
+    [found] = stand_in(REPLAY.format(table=str(RECORDED / file))).devices(soon())
+    assert dataclasses.replace(found, numa_node=None) == device  # this machine may have a device on the same bus
+
+
+def table(tmp_path: Path, fields: tuple[str, ...], *rows: str) -> str:
+    """A recording made by hand, with units as nvidia-smi writes them."""
+    path = tmp_path / "table.csv"
+    units = {"memory.total": "memory.total [MiB]", "utilization.gpu": "utilization.gpu [%]"}
+    path.write_text("\n".join([", ".join(units.get(field, field) for field in fields), *rows]) + "\n")
+    return REPLAY.format(table=str(path))
+
+
+def test_driver_that_does_not_know_mig_is_asked_again_without_it(stand_in: StandIn, tmp_path: Path) -> None:
+    old = "0, GPU-1, 0000:08:00.0, 11441 MiB, Default, 0 %, 31, Tesla K80"
+    [device] = stand_in(table(tmp_path, OLD_FIELDS, old)).devices(soon())
+    assert (device.name, device.memory_total, device.mig_mode) == ("Tesla K80", 11441, None)
+
+
+def test_driver_that_knows_none_of_the_fields_fails_with_what_it_said(stand_in: StandIn, tmp_path: Path) -> None:
+    with pytest.raises(DiscoveryError) as error:
+        stand_in(table(tmp_path, ("index", "uuid"), "0, GPU-1")).devices(soon())
+    assert 'Field "pci.bus_id" is not a valid field to query.' in message(error)
+
+
+def test_unified_memory_is_unknown_and_the_gpu_healthy(stand_in: StandIn, tmp_path: Path) -> None:
+    gb10 = "[N/A], 0, GPU-1, 0000000F:01:00.0, [N/A], Default, 0 %, 41, NVIDIA GB10"
+    [device] = stand_in(table(tmp_path, FIELDS, gb10)).devices(soon())
+    assert (device.memory_total, device.unusable, device.pci_bus_id) == (None, None, "0000000F:01:00.0")
+
+
+# How it fails
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "todo"),
+    [
+        (4, "Failed to initialize NVML: Insufficient Permissions", "SELinux"),
+        (
+            6,
+            "Unable to determine the device handle for GPU0: 0000:01:00.0: Unknown Error\\nNo devices were found",
+            "Xid",
+        ),
+        (9, "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", "modprobe nvidia"),
+        (12, "NVIDIA-SMI couldn't find libnvidia-ml.so library in your system.", "--gpus"),
+        (15, "Unable to determine the device handle for GPU 0000:02:00.0: GPU is lost.  Reboot the system", "reboot"),
+        (17, "Failed to initialize NVML: GPU access blocked by the operating system", "WSL"),
+        (18, "Failed to initialize NVML: Driver/library version mismatch\\nNVML library version: 535.161", "reload"),
+        (255, "Failed to initialize NVML: Unknown Error", "recreated"),
+        (77, "Something new", "dmesg"),
+    ],
+)
+def test_failure_tells_its_exit_its_words_and_a_remedy(stand_in: StandIn, status: int, said: str, todo: str) -> None:
+    with pytest.raises(DiscoveryError) as error:
+        stand_in(f'print("""{said}"""); sys.exit({status})').devices(soon())
+    text = message(error)
+    assert f"exit {status}" in text
+    assert " ".join(said.partition("\\n")[0].split()) in text
+    assert todo in text
+
+
+def test_each_failure_has_a_remedy_of_its_own() -> None:
+    codes = [4, 6, 9, 12, 15, 16, 17, 18, 999, 77]
+    assert len({reasons.advice(code) for code in codes}) == len(codes)
+
+
+def test_message_on_stderr_is_told_where_stdout_is_silent(stand_in: StandIn) -> None:
+    with pytest.raises(DiscoveryError, match=r"exit 3.*cannot open shared object file"):
+        stand_in("sys.stderr.write('libx.so: cannot open shared object file'); sys.exit(3)").devices(soon())
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_silence_is_an_error(stand_in: StandIn, status: int) -> None:
+    with pytest.raises(DiscoveryError, match=rf"gave no reason \(exit {status}\)"):
+        stand_in(f"sys.exit({status})").devices(soon())
+
+
+def test_corrupted_inforom_is_a_warning(stand_in: StandIn) -> None:
+    code = f'print("""{row()}\nWARNING: infoROM is corrupted at gpu 0008:00:00.0"""); sys.exit(14)'
+    assert [device.index for device in stand_in(code).devices(soon())] == [0]
+
+
+def test_lost_gpu_hides_no_other_whatever_the_exit(stand_in: StandIn) -> None:
+    lost = "Unable to determine the device handle for GPU1: 0000:0F:00.0: GPU is lost"
+    devices = stand_in(f'print("""{lost}\n{row()}\n{row(index="2")}"""); sys.exit(15)').devices(soon())
+    assert [device.unusable for device in devices] == [None, "GPU is lost", None]
+
+
+def test_rows_before_an_unexplained_failure_are_not_trusted(stand_in: StandIn) -> None:
+    with pytest.raises(DiscoveryError, match="exit 255"):
+        stand_in(f'print("{row()}"); sys.exit(255)').devices(soon())
+
+
+def test_rows_before_a_crash_are_not_trusted(stand_in: StandIn) -> None:
+    code = f'print("{row()}", flush=True); os.kill(os.getpid(), 11)'
+    with pytest.raises(DiscoveryError, match="nvidia-smi was ended by SIGSEGV"):
+        stand_in(code).devices(soon())
+
+
+def test_hang_ends_at_the_deadline_and_says_after_how_long(stand_in: StandIn) -> None:
+    with pytest.raises(DiscoveryError, match=r"nvidia-smi did not answer within \d+\.\d s: the driver hangs"):
+        stand_in("time.sleep(600)").devices(soon(0.3))
+
+
+def test_second_query_is_under_the_same_deadline(stand_in: StandIn) -> None:
+    code = """
+if "mig" in argv[0]:
+    print('Field "mig.mode.current" is not a valid field to query.'); sys.exit(2)
+time.sleep(600)
+"""
+    with pytest.raises(DiscoveryError, match="did not answer"):
+        stand_in(code).devices(soon(1.5))
+
+
+def test_flood_on_both_streams_is_no_hang_and_is_quoted_short(stand_in: StandIn) -> None:
+    with pytest.raises(DiscoveryError) as error:
+        stand_in("sys.stderr.write('e' * 1_000_000); print('o' * 1_000_000); sys.exit(1)").devices(soon())
+    assert len(message(error)) < 1000
+
+
+def test_missing_program_is_an_error_of_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    backend = create("nvidia-smi")
+    backend.start()
+    with pytest.raises(DiscoveryError, match="nvidia-smi was not found on PATH"):
+        backend.devices(soon())
+
+
+def test_program_that_may_not_be_executed_is_an_error(tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\n")
+    with pytest.raises(DiscoveryError, match="cannot be run: Permission denied"):
+        NvidiaSmi(str(program)).devices(soon())
+
+
+def test_program_is_found_on_the_path(stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(f'print("{row()}")')
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert len(create("nvidia-smi").devices(soon())) == 1
+
+
+def test_host_without_gpus_has_none(stand_in: StandIn) -> None:
+    assert stand_in("print('No devices were found'); sys.exit(6)").devices(soon()) == []
+
+
+def test_gpu_that_only_the_driver_knows_is_not_no_gpu(stand_in: StandIn, bound: Path) -> None:
+    (bound / "0000:01:00.0").mkdir(parents=True)
+    with pytest.raises(DiscoveryError, match=r"finds no GPU, but the driver is bound to 1 \(0000:01:00.0\)"):
+        stand_in("print('No devices were found'); sys.exit(6)").devices(soon())
+
+
+def test_each_query_is_a_new_one(stand_in: StandIn, tmp_path: Path) -> None:
+    backend = stand_in(f'print("{row()}")')
+    assert len(backend.devices(soon())) == 1
+    stand_in(f'print("""{row()}\n{row(index="1")}""")')
+    assert len(backend.devices(soon())) == 2
+
+
+# What it costs
+
+
+def test_nothing_that_costs_is_imported_before_nvidia_smi_runs() -> None:
+    start = "from externalresource_gpu.backends import create; create('nvidia-smi').start()"
+    code = f"import sys; {start}; print(*sys.modules)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, _source()))}
+    answer = subprocess.run(
+        [sys.executable, "-SsPc", code], check=True, capture_output=True, text=True, env=environment
+    )
+    costly = {
+        "dataclasses",
+        "typing",
+        "re",
+        "json",
+        "csv",
+        "enum",
+        "collections",
+        "inspect",
+        "subprocess",
+        "signal",
+        "yaml",
+    }
+    assert not costly & set(answer.stdout.split())
+    assert "externalresource_gpu.child" in answer.stdout.split()
+
+
+def _source() -> list[Path]:
+    import externalresource
+    import externalresource_gpu
+
+    return [Path(str(package.__file__)).parents[1] for package in (externalresource, externalresource_gpu)]
