@@ -23,12 +23,9 @@ _AMOUNT, _FACTORY, _PARAM = "amount", "driver-factory.class", "param."
 _KUBERNETES, _YARN = "kubernetes.config-key", "yarn.config-key"
 _SUFFIXES = (_AMOUNT, _FACTORY, _KUBERNETES, _YARN)
 
-# One element of Flink's `;` list: quoted ("" stands for one quote within), or bare up to the next semicolon.
-_ELEMENT = re.compile(r"""\s*(?:"((?:[^"]|"")*)"|'((?:[^']|'')*)'|([^\s;"'][^;]*)?)\s*(?:;|$)""")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")  # what Java reads into a long, whatever its digits
-_UNFIT = re.compile(
-    r"""[\s;,="'\[\]{}]"""
-)  # what Flink's shell scripts split, or what shows a list misread as one name
+# What Flink's shell scripts split, or what gives away a list that was misread as one name.
+_UNFIT = re.compile(r"""[\s;,="'\[\]{}]""")
 
 _Complain = Callable[[str], None]
 _Settings = Mapping[str, Setting]
@@ -61,7 +58,7 @@ def load(
     if isinstance(source, Mapping):
         settings = [(key, Setting(value)) for key, value in _flatten(source, "")]
     else:
-        settings = flink_files.read(os.fspath(source or _flink_folder()), complain)
+        settings = flink_files.read(os.fspath(_flink_folder() if source is None else source), complain)
     return _resources({**_unique(_ours(settings), complain), **dict(_ours(_overrides(overrides)))}, complain)
 
 
@@ -122,6 +119,127 @@ def _resources(settings: _Settings, complain: _Complain) -> list[ResourceConfig]
     names = _names(settings, complain)
     for key, setting in settings.items():
         _check_key(key, setting.where, names, complain)
-    resources = [resource for name in names if (resource := _resource(name, settings, complain))]
-    _check_config_keys(settings, resources, complain)
-    return resources
+    kubernetes = _config_keys(_KUBERNETES, names, settings, complain)
+    yarn = _config_keys(_YARN, names, settings, complain)
+    return [
+        ResourceConfig(
+            name=name,
+            amount=amount,
+            driver_factory=_optional(_key(name, _FACTORY), settings, complain),
+            options=_options(name, settings),
+            kubernetes_config_key=kubernetes.get(name),
+            yarn_config_key=yarn.get(name),
+        )
+        for name in names
+        if (amount := _amount(name, settings, complain)) is not None
+    ]
+
+
+def _key(name: str, suffix: str) -> str:
+    return f"{_PREFIX}{name}.{suffix}"
+
+
+def _names(settings: _Settings, complain: _Complain) -> list[str]:
+    listed = settings.get(_LIST)
+    if listed is None or listed.value == _NONE:
+        return []
+    names = _elements(listed)
+    for name in dict.fromkeys(names):
+        if fault := _fault(name):
+            complain(f"{listed.where}{_LIST} lists {fault}")
+        if names.count(name) > 1:
+            complain(f"{listed.where}{_LIST} lists {name!r} twice")
+    return list(dict.fromkeys(names))
+
+
+def _elements(listed: Setting) -> list[str]:
+    elements = listed.value
+    if not isinstance(elements, (list, tuple)):
+        try:
+            elements = flink_files.elements(_text(_LIST, listed), yaml=listed.yaml)
+        except ValueError as error:
+            raise ConfigurationError(f"{listed.where}{_LIST} {error}") from None
+    return [_text(f"an element of {_LIST}", replace(listed, value=element)) for element in elements]
+
+
+def _fault(name: str) -> str | None:
+    if not name:
+        return "an empty name"
+    if name == _NONE:
+        return f"{name!r} as a name, which Flink reserves: for no resources at all, {_LIST} is that word and no list"
+    unfit = _UNFIT.search(name)
+    return unfit and f"{name!r}, one name with {unfit[0]!r} in it: join names by ';', unquoted"
+
+
+def _check_key(key: str, where: str, names: Iterable[str], complain: _Complain) -> None:
+    """Complain of a key that nothing reads. If `a` and `a.b` are listed, a key may belong to either."""
+    if not key.startswith(_PREFIX) and key != _LIST:
+        complain(f"{where}{key}: unknown key{did_you_mean(key, [_LIST])}")
+    owned = [_key(name, "") for name in names if f"{key}.".startswith(_key(name, ""))]
+    suffixes = [key[len(prefix) :] for prefix in owned]
+    if suffixes and not any(suffix in _SUFFIXES or suffix.startswith(_PARAM) for suffix in suffixes):
+        complain(f"{where}{key}: unknown key{_nearest(min(suffixes, key=len))}")
+
+
+def _nearest(suffix: str) -> str:
+    params = [_PARAM + suffix, _PARAM + suffix.partition(".")[2]]
+    near = did_you_mean(suffix, _SUFFIXES) or did_you_mean(suffix, params)
+    return near or f", allowed are {', '.join(_SUFFIXES)} and {_PARAM}*"
+
+
+def _amount(name: str, settings: _Settings, complain: _Complain) -> int | None:
+    key = _key(name, _AMOUNT)
+    setting = settings.get(key)
+    if setting is None:
+        complain(f"{settings[_LIST].where}{_LIST} lists {name!r}, but {key} is not set")
+        return None
+    text = _text(key, setting)
+    message = f"{setting.where}{key} must be a positive integer, not {text!r}"
+    if not _INTEGER.fullmatch(text):
+        raise ConfigurationError(message)
+    if int(text) > 0:
+        return int(text)
+    complain(message)
+    return None
+
+
+def _options(name: str, settings: _Settings) -> Mapping[str, str]:
+    prefix = _key(name, _PARAM)
+    options = {key.removeprefix(prefix): _text(key, settings[key]) for key in settings if key.startswith(prefix)}
+    return MappingProxyType(options)
+
+
+def _config_keys(suffix: str, names: Iterable[str], settings: _Settings, complain: _Complain) -> dict[str, str]:
+    """Return the config key by name; if two names have the same, the later one keeps it, as in Flink."""
+    owners: dict[str, str] = {}
+    for name in names:
+        key = _key(name, suffix)
+        if config_key := _optional(key, settings, complain):
+            if config_key in owners:
+                other = _key(owners[config_key], suffix)
+                complain(f"{settings[key].where}{key} must not be {config_key!r}: {other} is that already")
+            owners[config_key] = name
+    return {name: config_key for config_key, name in owners.items()}
+
+
+def _optional(key: str, settings: _Settings, complain: _Complain) -> str | None:
+    if key not in settings:
+        return None
+    text = _text(key, settings[key]).strip()
+    if not text:
+        complain(f"{settings[key].where}{key} must not be empty")
+    return text or None
+
+
+def _text(key: str, setting: Setting) -> str:
+    match setting.value:
+        case bool(value):
+            return "true" if value else "false"
+        case str() | int() | float() as value:
+            return str(value)
+        case os.PathLike() as path:
+            return os.fsdecode(path)
+        case None:
+            raise ConfigurationError(f"{setting.where}{key} has no value")
+        case value:
+            raise ConfigurationError(f"{setting.where}{key} must be one value, not {value!r}")

@@ -8,19 +8,22 @@ they name, as in Flink. `flink-conf.yaml` (Flink 1.20 and earlier) is no YAML at
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from externalresource.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
-    from yaml.error import YAMLError
-    from yaml.nodes import Node
+    from yaml.nodes import MappingNode, Node
 
-STANDARD, LEGACY = "config.yaml", "flink-conf.yaml"
+_STANDARD, _LEGACY = "config.yaml", "flink-conf.yaml"
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})  # YAML 1.2, when written without quotes
+
+# One element of a `;` list: quoted (where "" stands for a quote), or bare up to the next semicolon.
+_ELEMENT = re.compile(r"""\s*(?:"((?:[^"]|"")*)"|'((?:[^']|'')*)'|([^\s;"'][^;]*)?)\s*(;|\Z)""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,34 +40,62 @@ def read(path: str, complain: Callable[[str], None]) -> list[tuple[str, Setting]
     """
     file = _file_in(path) if os.path.isdir(path) else path
     text = _text(file)
-    settings = list(_lines(text, file, complain)) if os.path.basename(file) == LEGACY else _yaml(text, file)
+    settings = list(_lines(text, file, complain)) if os.path.basename(file) == _LEGACY else _yaml(text, file)
     if not settings:
         complain(f"{file} is empty: it sets no key")
     return settings
 
 
-def yaml_list(text: str) -> list[object] | None:
-    """Return the elements if the text is a YAML list, None if it is anything else."""
+def elements(text: str, *, yaml: bool) -> list[object]:
+    """Return the elements of a list that is written as a text: `a;b`, or with `yaml` also `[a, b]`."""
+    listed = _yaml_list(text) if yaml else None
+    return list(_split(text)) if listed is None else listed
+
+
+def _yaml_list(text: str) -> list[object] | None:
     if not text.lstrip().startswith(("[", "- ")):
         return None  # without asking yaml, whose import is slow
     import yaml
 
     try:
         node = yaml.compose(text, Loader=yaml.BaseLoader)
-    except yaml.YAMLError:
+        return [_plain(item, "") for item in node.value] if isinstance(node, yaml.SequenceNode) else None
+    except (yaml.YAMLError, ConfigurationError, RecursionError):
         return None
-    return [_plain(item, "") for item in node.value] if node.id == "sequence" else None
+
+
+def _split(text: str) -> list[str]:
+    """Return the elements of a `;` list. As in Flink, there need be none before the first `;` or after the last."""
+    found: list[str | None] = []
+    position, separator = 0, ";"
+    while separator:
+        match = _ELEMENT.match(text, position)
+        if not match:
+            raise ValueError(f"must have quotes around a whole element or not at all, not {text!r}")
+        double, single, bare, separator = match.groups()
+        found.append(_unquoted(double, single, bare))
+        position = match.end()
+    first, last = int(found[0] is None), len(found) - int(found[-1] is None)
+    return [element or "" for element in found[first:last]]
+
+
+def _unquoted(double: str | None, single: str | None, bare: str | None) -> str | None:
+    if double is not None:
+        return double.replace('""', '"')
+    if single is not None:
+        return single.replace("''", "'")
+    return bare and bare.rstrip()
 
 
 def _file_in(folder: str) -> str:
-    found = [file for name in (LEGACY, STANDARD) if os.path.exists(file := os.path.join(folder, name))]
+    found = [file for name in (_LEGACY, _STANDARD) if os.path.exists(file := os.path.join(folder, name))]
     if not found:
-        raise ConfigurationError(f"{folder} contains neither {STANDARD} nor {LEGACY}")
+        raise ConfigurationError(f"{folder} contains neither {_STANDARD} nor {_LEGACY}")
     if len(found) > 1:
         import logging
 
         message = "%s is used and %s beside it is not, as in Flink 1.20; Flink 2 does the opposite"
-        logging.getLogger("externalresource").warning(message, found[0], STANDARD)
+        logging.getLogger("externalresource").warning(message, found[0], _STANDARD)
     return found[0]
 
 
@@ -94,51 +125,46 @@ def _yaml(text: str, file: str) -> list[tuple[str, Setting]]:
 
     try:
         root = yaml.compose(text, Loader=yaml.BaseLoader)
-        if root is None:
-            return []
-        if root.id != "mapping":
-            raise ConfigurationError(f"{file}:{root.start_mark.line + 1}: must be a mapping of keys to values")
-        return list(_flat(root, "", file))
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{file}:{_problem(error, text)}") from error
+        if isinstance(root, yaml.MappingNode):
+            return list(_flat(root, "", file))
+    except yaml.MarkedYAMLError as error:  # of whose text only this is told: the line itself may hold a secret
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        problem = ", ".join(filter(None, (error.context, error.problem)))
+        raise ConfigurationError(f"{file}:{line}: not YAML: {problem}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigurationError(f"{file}:{line}: not YAML: {text[error.position]!r} is not allowed") from error
     except RecursionError:
         raise ConfigurationError(f"{file}: nested too deeply, or an alias stands within what it names") from None
+    if root is None:
+        return []
+    raise ConfigurationError(f"{file}:{root.start_mark.line + 1}: must be a mapping of keys to values")
 
 
-def _problem(error: YAMLError, text: str) -> str:
-    """Return the line and what is wrong there, without the text of that line: it may hold a secret."""
+def _flat(mapping: MappingNode, prefix: str, file: str) -> Iterator[tuple[str, Setting]]:
     import yaml
 
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return f"{error.problem_mark.line + 1}: not YAML: {' '.join(filter(None, (error.context, error.problem)))}"
-    position = getattr(error, "position", 0)
-    return f"{text.count(chr(10), 0, position) + 1}: not YAML: the character {text[position]!r} is not allowed"
-
-
-def _flat(mapping: Node, prefix: str, file: str) -> Iterator[tuple[str, Setting]]:
-    for name, line, node in _items(mapping.value, prefix, file):
-        if node.id == "mapping":
-            yield from _flat(node, f"{prefix}{name}.", file)
-        else:
-            yield f"{prefix}{name}", Setting(_plain(node, file), f"{file}:{line}: ")
-
-
-def _items(pairs: Iterable[tuple[Node, Node]], prefix: str, file: str) -> Iterator[tuple[str, int, Node]]:
     lines: dict[str, int] = {}
-    for key, node in pairs:
-        line = key.start_mark.line + 1
-        if key.id != "scalar":
-            raise ConfigurationError(f"{file}:{line}: a key must be a word, not a {key.id}")
-        if key.value in lines:
-            first = lines[key.value]
-            raise ConfigurationError(f"{file}:{line}: {prefix}{key.value} is set twice, first in line {first}")
-        lines[key.value] = line
-        yield key.value, line, node
+    for name, node in mapping.value:
+        line = name.start_mark.line + 1
+        if not isinstance(name, yaml.ScalarNode):
+            raise ConfigurationError(f"{file}:{line}: a key must be a word, not a list or a mapping")
+        key = f"{prefix}{name.value}"
+        if key in lines:
+            raise ConfigurationError(f"{file}:{line}: {key} is set twice, first in line {lines[key]}")
+        lines[key] = line
+        if isinstance(node, yaml.MappingNode):
+            yield from _flat(node, f"{key}.", file)
+        else:
+            yield key, Setting(_plain(node, file), f"{file}:{line}: ")
 
 
 def _plain(node: Node, file: str) -> object:
-    if node.id == "mapping":  # inside a list: nothing of ours, but Flink refuses what repeats
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):  # inside a list: nothing of ours, but Flink refuses what repeats
         return {key: setting.value for key, setting in _flat(node, "", file)}
-    if node.id == "sequence":
+    if isinstance(node, yaml.SequenceNode):
         return [_plain(item, file) for item in node.value]
-    return None if node.style is None and node.value in _NULLS else node.value
+    null = isinstance(node, yaml.ScalarNode) and node.style is None and node.value in _NULLS
+    return None if null else node.value
