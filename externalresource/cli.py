@@ -1,0 +1,275 @@
+"""The command `externalresource`: arguments in, text and an exit status out."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from externalresource.api import ExternalResourceDriver, ExternalResourceInfo
+from externalresource.context import RuntimeContext
+from externalresource.coordination import Holding
+from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError
+from externalresource.plugins import create_driver
+
+_RUN_FAILED, _NOT_EXECUTABLE, _NOT_FOUND = (
+    125,
+    126,
+    127,
+)  # as env(1) and nohup(1) tell their failures from the command's
+_INTERRUPTED = 130
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def main() -> NoReturn:
+    """Run the command line; every error is one line on stderr: status 1, or 2 if the arguments are not allowed."""
+    try:
+        status = cli.main(prog_name="externalresource", standalone_mode=False)
+    except ExternalResourceError as error:
+        status = _complain(str(error), 1)
+    except click.ClickException as error:
+        status = _complain(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        status = _INTERRUPTED
+    except BrokenPipeError:  # the reader had enough, as in `externalresource status | head -1`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for what the interpreter flushes at its end
+        status = 1
+    sys.exit(status)
+
+
+class _RunFailed(click.ClickException):
+    """What `run` itself failed at: its statuses are those by which env(1) and nohup(1) tell theirs from the command's."""
+
+    exit_code = 125
+
+
+class _NotExecutable(_RunFailed):
+    exit_code = 126
+
+
+class _NotFound(_RunFailed):
+    exit_code = 127
+
+
+class _Run(click.Command):
+    """`run NAME=AMOUNT ... -- COMMAND`: click itself forgets where `--` stood."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own, separator, command = _split(args, "--")
+        ctx.obj = command
+        if not (separator and command) and "--help" not in own:
+            raise _RunFailed("no command: write `externalresource run gpu=1 -- COMMAND ...`")
+        return super().parse_args(ctx, own)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            raise _RunFailed(error.format_message()) from None
+
+
+def _driver_options(command: _F) -> _F:
+    """Add the options that say which devices are meant."""
+    options = [
+        click.option("--simulate", metavar="MACHINE", help="Devices that are not there: 8, dgx-a100, machine.yaml."),
+        click.option("--coordination-file", metavar="PATH", help="Where the claims are kept."),
+        click.option("--timeout", metavar="SECONDS", help="How long the driver and the lock may take."),
+        click.option("-o", "--option", "option", metavar="KEY=VALUE", multiple=True, help="Any option of the driver."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_format = click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="For whom."
+)
+_resource = click.argument("resource", default="gpu")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="externalresource", message="%(version)s")
+def cli() -> None:
+    r"""Give each process on this host its own GPUs, or any other device.
+
+    \b
+    externalresource discover                      what is here
+    externalresource run gpu=1 -- python train.py  start a program on a GPU of its own
+    externalresource status                        who holds what
+    externalresource demo                          see two processes share a host
+
+    RESOURCE is the name of an installed plugin (gpu) or an import path (package.module:Class).
+    """
+
+
+@cli.command()
+@_resource
+@_format
+@_driver_options
+def discover(resource: str, form: str, **given: Any) -> None:
+    """Show the devices of this host, and why one would not be handed out."""
+    driver = create_driver(resource, _options(given))
+    found = [_properties(info) for info in _asked(driver, "devices", resource)()]
+    if form == "json":
+        click.echo(json.dumps(found, indent=2))
+    elif not found:
+        click.echo(f"This host has no {resource} device.")
+    else:
+        _table([_heading(key) for key in _keys(found)], [[row.get(key, "-") for key in _keys(found)] for row in found])
+
+
+@cli.command(cls=_Run, options_metavar="[OPTIONS]")
+@click.argument("resources", nargs=-1, required=True, metavar="NAME=AMOUNT... -- COMMAND...")
+@_driver_options
+@click.pass_obj
+def run(command: Sequence[str], /, resources: Sequence[str], **given: Any) -> None:
+    """Become COMMAND, on devices that no other process has.
+
+    Claims the devices, sets the environment (CUDA_VISIBLE_DEVICES, ...) and then becomes the command: same process, so
+    signals and exit status are its own. The devices are free again when it ends, however it ends. Failures of `run`
+    itself are 125, a command that cannot be executed is 126, one that does not exist 127.
+    """
+    try:
+        context = _claimed(resources, _options(given))
+    except ExternalResourceError as error:
+        raise _RunFailed(str(error)) from None
+    with context:  # left by an error only: then the devices are given back
+        environment = os.environ | context.environment()
+        try:
+            os.execvpe(command[0], list(command), environment)  # noqa: S606 - to become the command is the point
+        except FileNotFoundError:
+            raise _NotFound(f"{command[0]}: command not found") from None
+        except OSError as error:
+            raise _NotExecutable(f"{command[0]}: {error.strerror}") from None
+
+
+@cli.command()
+@_resource
+@_format
+@_driver_options
+def status(resource: str, form: str, **given: Any) -> None:
+    """Show who holds which device, by the coordination file."""
+    driver = create_driver(resource, _options(given))
+    rows = [_holding(holding) for holding in _asked(driver, "held", resource)()]
+    if form == "json":
+        click.echo(json.dumps(rows, indent=2))
+    elif not rows:
+        click.echo(f"No {resource} device is held.")
+    else:
+        _table([_heading(key) for key in rows[0]], [[_cell(value) for value in row.values()] for row in rows])
+
+
+@cli.command()
+@click.option("--task-managers", type=click.IntRange(1, 64), default=2, show_default=True, help="Processes to start.")
+@click.option("--gpus", type=click.IntRange(1, 64), default=2, show_default=True, help="GPUs of the host.")
+def demo(task_managers: int, gpus: int) -> None:
+    """Watch TaskManagers get different GPUs, classify digits on them, die and be replaced."""
+    from externalresource import demo as demonstration
+
+    sys.exit(demonstration.run(task_managers, gpus, click.echo))
+
+
+def _options(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return the driver's options: those of the command line that every driver understands, and its own."""
+    named = {key.replace("_", "-"): value for key, value in given.items() if key != "option" and value is not None}
+    return named | dict(_pair(text, "option") for text in given["option"])
+
+
+def _claimed(resources: Iterable[str], options: Mapping[str, str]) -> RuntimeContext:
+    amounts = [_pair(text, "resource") for text in resources]
+    drivers = {}
+    for name, amount in amounts:
+        if name in drivers:
+            raise ConfigurationError(f"resource {name!r} is given twice")
+        if not (amount.isascii() and amount.isdigit() and int(amount)):
+            raise ConfigurationError(f"the amount of {name!r} must be a positive integer, not {amount!r}")
+        drivers[name] = create_driver(name, {"enable-coordination-mode": "true", **options}), int(amount)
+    return RuntimeContext(drivers)
+
+
+def _pair(text: str, what: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        example = "gpu=1" if what == "resource" else "backend=nvml"
+        raise ConfigurationError(f"a {what} is written like {example}, not {text!r}")
+    return name, value
+
+
+def _asked(driver: ExternalResourceDriver, method: str, resource: str) -> Callable[[], Iterable[Any]]:
+    """Return a method that a driver may have; PluginError if this one has not."""
+    found = getattr(driver, method, None)
+    if found is None:
+        raise PluginError(f"the driver of {resource!r} cannot answer this: it has no {method}()")
+    return found  # type: ignore[no-any-return]
+
+
+def _properties(info: ExternalResourceInfo) -> dict[str, str]:
+    return {key: value for key in info.get_keys() if (value := info.get_property(key)) is not None}
+
+
+def _holding(holding: Holding) -> dict[str, Any]:
+    return {
+        "device": holding.claim.token,
+        "uuid": holding.claim.uuid,
+        "pid": holding.owner.pid,
+        "user": _user(holding.owner.uid),
+        "program": holding.owner.program,
+        "since": holding.since,
+        "state": "living" if holding.living else "dead",
+    }
+
+
+def _user(uid: int | None) -> str | None:
+    import pwd
+
+    try:
+        return None if uid is None else pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _keys(rows: Iterable[Mapping[str, str]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _heading(key: str) -> str:
+    return key.upper().replace(".", " ").replace("_", " ")
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned columns: on a terminal those that fit, in a pipe all."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    shown = len(widths)
+    if sys.stdout.isatty():
+        room = shutil.get_terminal_size().columns
+        while shown > 1 and sum(widths[:shown]) + 2 * (shown - 1) > room:
+            shown -= 1
+    for number, row in enumerate([headings, *rows]):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row[:shown], widths, strict=False)).rstrip()
+        click.echo(click.style(line, bold=number == 0, dim=row[-1] == "dead"))
+    if shown < len(widths):
+        click.echo(f"(no room for {', '.join(headings[shown:])}: see --format json)", err=True)
+
+
+def _split(args: Sequence[str], separator: str) -> tuple[list[str], bool, list[str]]:
+    if separator not in args:
+        return list(args), False, []
+    at = args.index(separator)
+    return list(args[:at]), True, list(args[at + 1 :])
+
+
+def _complain(message: str, status: int) -> int:
+    click.echo(f"externalresource: {message}", err=True)
+    return status
+
+
+if __name__ == "__main__":
+    main()
