@@ -42,7 +42,7 @@ def main() -> NoReturn:
 
 
 class _RunFailed(click.ClickException):
-    """What `run` itself failed at: its statuses are those by which env(1) and nohup(1) tell theirs from the command's."""
+    """What `run` itself failed at, with the statuses by which env(1) tells its own failures from the command's."""
 
     exit_code = 125
 

@@ -1,0 +1,53 @@
+# Sourced by demo and test, which set `name` and `extras` first: makes .venv ready, with the project in it as a wheel.
+# Set-up takes a minute on first use, a few seconds after a change of the sources, and nothing otherwise.
+
+cd "$(dirname "$0")/.."
+
+die() {
+    echo "$name: $*" >&2
+    exit 1
+}
+
+find_python() {
+    for candidate in "${PYTHON:-python3}" python3.14 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    die "Python 3.11 or newer is missing: sudo apt-get install python3 python3-venv"
+}
+
+fingerprint() {
+    find pyproject.toml README.md externalresource plugins -type f ! -name '*.pyc' -print0 | sort -z |
+        xargs -0 sha256sum | sha256sum
+}
+
+set_up() {
+    echo "$name: setting up .venv (a minute on first use) ..." >&2
+    python=$(find_python) || exit 1
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        die "python3-venv is missing: sudo apt-get install python3-venv"
+    [ -x .venv/bin/pip ] || "$python" -m venv --clear .venv || die "cannot make .venv"
+    # Not editable: what is run and tested is the wheel that users get.
+    rm -rf .venv/wheel
+    pip wheel --no-deps --wheel-dir .venv/wheel .
+    pip install --force-reinstall --no-deps .venv/wheel/*.whl
+    pip install "$(echo .venv/wheel/*.whl)[$extras]"
+}
+
+pip() {
+    .venv/bin/python -m pip --disable-pip-version-check "$@" >.venv/pip.log 2>&1 && return
+    tail -n 5 .venv/pip.log >&2
+    die "pip $1 failed; all that it said is in .venv/pip.log"
+}
+
+wanted="$(fingerprint)"
+exec 9>.venv.lock # two at once: the second waits until the first has set up
+flock 9
+if [ "$(cat ".venv/ready-$extras" 2>/dev/null)" != "$wanted" ]; then
+    set_up
+    echo "$wanted" >".venv/ready-$extras"
+fi
+exec 9>&-
+PATH="$PWD/.venv/bin:$PATH"
