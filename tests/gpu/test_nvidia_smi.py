@@ -12,7 +12,7 @@ import pytest
 
 from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends import create, listing, reasons
-from externalresource_gpu.backends.nvidia_smi import FIELDS, OLD_FIELDS, NvidiaSmi
+from externalresource_gpu.backends.nvidia_smi import FIELDS, SINCE, NvidiaSmi
 from externalresource_gpu.device import Device
 
 RECORDED = Path(__file__).parents[2].parent / "shared/data/nvidia-smi/query-gpu"
@@ -51,11 +51,14 @@ def bound(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stand_in(tmp_path: Path, bound: Path) -> StandIn:
+    version = tmp_path / "version"
+    version.write_text("595.71.05\n")
+
     def write(code: str) -> NvidiaSmi:
         program = tmp_path / "nvidia-smi"
         program.write_text(f"#!{sys.executable} -SE\nimport os, sys, time\nargv = sys.argv[1:]\n{code}\n")
         program.chmod(0o755)
-        return NvidiaSmi(str(program), str(bound))
+        return NvidiaSmi(str(program), str(version), str(bound))
 
     return write
 
@@ -67,6 +70,7 @@ def soon(seconds: float = 60) -> float:
 def row(**cells: str) -> str:
     """One line of the answer to FIELDS, of a healthy A100 unless said otherwise."""
     healthy = {
+        "gpu_recovery_action": "None",
         "mig.mode.current": "Disabled",
         "index": "0",
         "uuid": "GPU-1",
@@ -137,7 +141,10 @@ def test_cell_without_a_value_is_unknown_and_the_gpu_healthy(field: str, attribu
         ({"uuid": "[Insufficient Permissions]"}, "Insufficient Permissions"),
         ({"name": "[Unknown Error]", "utilization__gpu": "[GPU is lost]"}, "GPU is lost, Unknown Error"),
         ({"compute_mode": "Prohibited"}, "compute mode is Prohibited"),
-        ({"compute_mode": "Prohibited", "uuid": "[GPU is lost]"}, "GPU is lost"),
+        ({"compute_mode": "Prohibited", "uuid": "[GPU is lost]"}, "GPU is lost, compute mode is Prohibited"),
+        ({"gpu_recovery_action": "Reset"}, "recovery action is Reset"),
+        ({"gpu_recovery_action": "Drain and Reset"}, "recovery action is Drain and Reset"),
+        ({"gpu_recovery_action": "Reboot", "uuid": "[GPU is lost]"}, "GPU is lost, recovery action is Reboot"),
     ],
 )
 def test_error_in_a_cell_makes_this_gpu_unusable_and_no_other(cells: dict[str, str], reason: str) -> None:
@@ -150,6 +157,11 @@ def test_error_in_a_cell_makes_this_gpu_unusable_and_no_other(cells: dict[str, s
 def test_compute_mode_that_admits_a_process_is_kept(mode: str) -> None:
     [device] = parse(row(compute_mode=mode))
     assert (device.compute_mode, device.unusable) == (mode, None)
+
+
+@pytest.mark.parametrize("action", ["None", "Drain P2P", "[N/A]"])
+def test_recovery_action_that_leaves_the_gpu_usable_is_no_reason(action: str) -> None:
+    assert parse(row(gpu_recovery_action=action))[0].unusable is None
 
 
 def test_indices_keep_their_gaps_and_are_sorted() -> None:
@@ -269,10 +281,40 @@ def table(tmp_path: Path, fields: tuple[str, ...], *rows: str) -> str:
     return REPLAY.format(table=str(path))
 
 
-def test_driver_that_does_not_know_mig_is_asked_again_without_it(stand_in: StandIn, tmp_path: Path) -> None:
-    old = "0, GPU-1, 0000:08:00.0, 11441 MiB, Default, 0 %, 31, Tesla K80"
-    [device] = stand_in(table(tmp_path, OLD_FIELDS, old)).devices(soon())
-    assert (device.name, device.memory_total, device.mig_mode) == ("Tesla K80", 11441, None)
+@pytest.mark.parametrize(
+    "unknown", [["gpu_recovery_action"], ["mig.mode.current"], ["gpu_recovery_action", "mig.mode.current"]]
+)
+def test_driver_that_does_not_know_a_newer_field_is_asked_again_without_it(
+    stand_in: StandIn, tmp_path: Path, unknown: list[str]
+) -> None:
+    fields = tuple(field for field in FIELDS if field not in unknown)
+    cells = dict(zip(FIELDS, row().split(", "), strict=True))
+    [device] = stand_in(table(tmp_path, fields, ", ".join(cells[field] for field in fields))).devices(soon())
+    assert device.name == "NVIDIA A100-SXM4-40GB"
+    assert device.mig_mode == (None if "mig.mode.current" in unknown else "Disabled")
+
+
+@pytest.mark.parametrize(
+    ("version", "left_out"),
+    [
+        ("595.71.05\n", set()),
+        ("570.86.10\n", set()),
+        ("535.161.08\n", {"gpu_recovery_action"}),
+        ("418.56\n", set(SINCE)),
+        ("unreadable", {"gpu_recovery_action"}),
+        (None, {"gpu_recovery_action"}),
+    ],
+)
+def test_driver_is_asked_at_once_for_what_it_knows(tmp_path: Path, version: str | None, left_out: set[str]) -> None:
+    program, file = tmp_path / "nvidia-smi", tmp_path / "version"
+    program.write_text('#!/bin/sh\necho "asked: $1"\nexit 1\n')
+    program.chmod(0o755)
+    if version is not None:
+        file.write_text(version)
+    with pytest.raises(DiscoveryError) as error:
+        NvidiaSmi(str(program), str(file)).devices(soon())
+    asked = message(error).partition("--query-gpu=")[2].partition(":")[0].split(",")
+    assert set(FIELDS) - set(asked) == left_out
 
 
 def test_driver_that_knows_none_of_the_fields_fails_with_what_it_said(stand_in: StandIn, tmp_path: Path) -> None:
@@ -282,7 +324,7 @@ def test_driver_that_knows_none_of_the_fields_fails_with_what_it_said(stand_in: 
 
 
 def test_unified_memory_is_unknown_and_the_gpu_healthy(stand_in: StandIn, tmp_path: Path) -> None:
-    gb10 = "[N/A], 0, GPU-1, 0000000F:01:00.0, [N/A], Default, 0 %, 41, NVIDIA GB10"
+    gb10 = "None, [N/A], 0, GPU-1, 0000000F:01:00.0, [N/A], Default, 0 %, 41, NVIDIA GB10"
     [device] = stand_in(table(tmp_path, FIELDS, gb10)).devices(soon())
     assert (device.memory_total, device.unusable, device.pci_bus_id) == (None, None, "0000000F:01:00.0")
 
@@ -392,7 +434,7 @@ def test_program_that_may_not_be_executed_is_an_error(tmp_path: Path) -> None:
 
 
 def test_program_is_found_on_the_path(stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(f'print("{row()}")')
+    stand_in(table(tmp_path, FIELDS, row()))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert len(create("nvidia-smi").devices(soon())) == 1
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     #: A GPU that nvidia-smi could not list: its index and bus id, as far as they are known, and the reason.
     _Lost = tuple[int | None, str | None, str]
 
-_UNKNOWN_FIELD = "is not a valid field to query"
+_UNKNOWN_FIELD = re.compile(r'Field "(?P<field>[^"]*)" is not a valid field to query')
 _NO_DEVICES = "No devices were found"
 _COMPLETE = {0, 14}  # 14 warns of a corrupted infoROM, after the full output
 _WARNING = "WARNING:"
@@ -35,9 +35,10 @@ _UNKNOWN = {
 }
 
 
-def has_unknown_field(status: int, output: str) -> bool:
-    """Whether this nvidia-smi is too old (or too new) for a field that it was asked for."""
-    return status not in _COMPLETE and _UNKNOWN_FIELD in output
+def unknown_field(status: int, output: str) -> str | None:
+    """Return the field that this nvidia-smi does not know, for which it answered nothing."""
+    match = _UNKNOWN_FIELD.search(output)
+    return match["field"] if match and status not in _COMPLETE else None
 
 
 def is_empty(status: int, output: str) -> bool:
@@ -101,7 +102,7 @@ def _device(row: str, cells: dict[str, str], numa_node: "Callable[[str], int | N
     bus_id = _known(cells, "pci.bus_id")
     memory = _known(cells, "memory.total")
     compute_mode = _known(cells, "compute_mode")
-    failures = dict.fromkeys(failure for cell in cells.values() if (failure := _failure(cell)))
+    failures = [failure for cell in cells.values() if (failure := _failure(cell))]
     return Device(
         index=_number(row, cells["index"]),
         uuid=_known(cells, "uuid"),
@@ -111,7 +112,7 @@ def _device(row: str, cells: dict[str, str], numa_node: "Callable[[str], int | N
         compute_mode=compute_mode,
         mig_mode=_known(cells, "mig.mode.current"),
         numa_node=numa_node(bus_id) if bus_id else None,
-        unusable=", ".join(failures) or reasons.prohibited(compute_mode),
+        unusable=reasons.unusable(failures, compute_mode, _known(cells, "gpu_recovery_action")),
     )
 
 

@@ -8,9 +8,11 @@ if TYPE_CHECKING:
 
     from externalresource_gpu.device import Device
 
-#: Asked of drivers of any age. The cells of temperature and utilization are asked for their failures alone: a GPU that
-#: "requires reset" says so there, and claims 0 MiB used elsewhere. The name comes last, as it may hold a comma.
-OLD_FIELDS = (
+#: What is asked, the newest fields first. Temperature, utilization and recovery action are asked for what they tell of
+#: failures: a GPU that "requires reset" says so there, and claims 0 MiB used elsewhere. The name may hold a comma.
+FIELDS = (
+    "gpu_recovery_action",
+    "mig.mode.current",
     "index",
     "uuid",
     "pci.bus_id",
@@ -20,8 +22,9 @@ OLD_FIELDS = (
     "temperature.gpu",
     "name",
 )
-#: What driver 450 and newer know; one field that nvidia-smi does not know fails the whole query.
-FIELDS = ("mig.mode.current", *OLD_FIELDS)
+#: The driver that a field came with. One field that nvidia-smi does not know fails the whole query.
+SINCE = {"gpu_recovery_action": 570, "mig.mode.current": 450}
+_USUAL = 450  # of a driver whose version is not known
 
 
 class NvidiaSmi:
@@ -29,29 +32,45 @@ class NvidiaSmi:
 
     name = "nvidia-smi"
 
-    def __init__(self, program: str = "nvidia-smi", bound: str | None = None) -> None:
+    def __init__(
+        self,
+        program: str = "nvidia-smi",
+        version: str = "/sys/module/nvidia/version",
+        bound: str | None = None,
+    ) -> None:
         self._program = program
-        self._bound = bound  # where the driver lists its GPUs, for tests
-        self._query: Query | None = None
+        self._version = version  # the file that holds the driver's version
+        self._bound = bound
+        self._asked: tuple[Sequence[str], Query] | None = None
 
     def start(self) -> None:
-        self._query = self._ask(FIELDS)
+        self._asked = self._ask(_fields(self._version))
 
     def devices(self, deadline: float) -> "list[Device]":
-        query = self._query or self._ask(FIELDS)
-        self._query = None
+        fields, query = self._asked or self._ask(_fields(self._version))
+        self._asked = None
         from externalresource_gpu.backends import listing, pci, reasons  # while nvidia-smi runs
 
-        fields: Sequence[str] = FIELDS
         status, out, err = query.answer(deadline)
-        if listing.has_unknown_field(status, out):
-            fields = OLD_FIELDS
-            status, out, err = self._ask(fields).answer(deadline)
+        while (unknown := listing.unknown_field(status, out)) in SINCE and unknown in fields:
+            fields, query = self._ask([field for field in fields if field != unknown])
+            status, out, err = query.answer(deadline)
         if listing.is_empty(status, out):
             return reasons.none_found(self.name, pci.bound(self._bound))
         if not listing.is_complete(status, out):
             raise reasons.nvidia_smi_failed(status, out.strip() or err)
         return listing.parse(out, fields, pci.numa_node)
 
-    def _ask(self, fields: "Sequence[str]") -> Query:
-        return Query(self.name, [self._program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"])
+    def _ask(self, fields: "Sequence[str]") -> "tuple[Sequence[str], Query]":
+        argv = [self._program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+        return fields, Query(self.name, argv)
+
+
+def _fields(version: str) -> "Sequence[str]":
+    """Return what the running driver can be asked: to read its version costs less than to ask twice."""
+    try:
+        with open(version, encoding="utf-8") as file:
+            driver = int(file.read().partition(".")[0])
+    except (OSError, ValueError):
+        driver = _USUAL
+    return [field for field in FIELDS if SINCE.get(field, 0) <= driver]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _COMPUTE_MODES = {0: "Default", 1: "Exclusive_Thread", 2: "Prohibited", 3: "Exclusive_Process"}
 _MIG_MODES = {0: "Disabled", 1: "Enabled"}
+_RECOVERY_ACTIONS = {1: "Reset", 2: "Reboot", 4: "Drain and Reset", 6: "Bus Reset", 7: "System Reboot"}
 _MIB = 1 << 20
 
 
@@ -51,18 +52,17 @@ def read(status: int, out: str, err: str) -> "list[dict[str, Any]]":
     from externalresource_gpu.backends import reasons
 
     try:
-        answer = json.loads(out.splitlines()[-1])  # the library may have printed something before
-        gpus, call, code, no_pynvml = (answer.get(key) for key in ("gpus", "call", "code", "no_pynvml"))
-    except (IndexError, ValueError, AttributeError):
+        answer = json.loads(out.splitlines()[-1])  # something may have printed before
+        if no_pynvml := answer.get("no_pynvml"):
+            raise DiscoveryError(f"NVML: pynvml cannot be imported ({no_pynvml}): `pip install nvidia-ml-py`")
+        if "code" not in answer:
+            return list(answer["gpus"])
+    except (LookupError, ValueError, AttributeError):
         said = reasons.quote((err.strip() or out).rpartition("\n")[2])
         raise DiscoveryError(f"NVML: the child process gave no answer (exit {status}): {said}") from None
-    if no_pynvml:
-        raise DiscoveryError(f"NVML: pynvml cannot be imported ({no_pynvml}): `pip install nvidia-ml-py`")
-    if code in (reasons.NOT_FOUND, reasons.NO_GPUS):
+    if answer["code"] in (reasons.NOT_FOUND, reasons.NO_GPUS):
         return []
-    if code is not None:
-        raise reasons.nvml_failed(call, code)
-    return list(gpus)
+    raise reasons.nvml_failed(answer["call"], answer["code"])
 
 
 def device(gpu: "dict[str, Any]") -> "Device":
@@ -72,7 +72,8 @@ def device(gpu: "dict[str, Any]") -> "Device":
 
     bus_id, memory = gpu.get("bus_id"), gpu.get("memory")
     compute_mode = _COMPUTE_MODES.get(gpu.get("compute_mode", -1))
-    failures = dict.fromkeys(reasons.words(code) for code in gpu["failures"])
+    failures = [reasons.words(code) for code in gpu["failures"]]
+    recovery_action = _RECOVERY_ACTIONS.get(gpu.get("recovery_action", 0))
     return Device(
         index=gpu["index"],
         uuid=gpu.get("uuid"),
@@ -82,5 +83,5 @@ def device(gpu: "dict[str, Any]") -> "Device":
         compute_mode=compute_mode,
         mig_mode=_MIG_MODES.get(gpu.get("mig_mode", -1)),
         numa_node=pci.numa_node(bus_id) if bus_id else None,
-        unusable=", ".join(failures) or reasons.prohibited(compute_mode),
+        unusable=reasons.unusable(failures, compute_mode, recovery_action),
     )

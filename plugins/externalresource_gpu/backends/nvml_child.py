@@ -48,6 +48,7 @@ def gpu(nvml: Any, index: int) -> dict[str, Any]:
         "memory": tell(lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total),
         "compute_mode": tell(lambda: nvml.nvmlDeviceGetComputeMode(handle)),
         "mig_mode": tell(lambda: nvml.nvmlDeviceGetMigMode(handle)[0]),
+        "recovery_action": tell(lambda: _recovery_action(nvml, handle)),
     }
     # Asked for their failures alone: a GPU that requires a reset says so here, and looks idle elsewhere.
     tell(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
@@ -67,6 +68,12 @@ def main() -> None:
     sys.stdout.write(f"\n{json.dumps(answer)}\n")
     sys.stdout.flush()
     os._exit(0)
+
+
+def _recovery_action(nvml: Any, handle: Any) -> int | None:
+    """Return what the driver wants done about the GPU, if it knows this question (565 and newer)."""
+    [answer] = nvml.nvmlDeviceGetFieldValues(handle, [nvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION])
+    return int(answer.value.uiVal) if answer.nvmlReturn == 0 else None
 
 
 def _text(value: str | bytes) -> str:

@@ -9,7 +9,7 @@ from externalresource.errors import DiscoveryError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from externalresource_gpu.device import Device
 
@@ -72,11 +72,14 @@ def quote(text: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
-def prohibited(compute_mode: str | None) -> str | None:
-    """Return the reason why nobody may compute on the GPU, if its compute mode forbids it."""
-    if compute_mode != "Prohibited":
-        return None
-    return "compute mode is Prohibited"
+def unusable(failures: "Iterable[str]", compute_mode: str | None, recovery_action: str | None = None) -> str | None:
+    """Return why a GPU must not be handed out, if there is a reason. A drain of its links alone is none."""
+    found = list(dict.fromkeys(failures))
+    if recovery_action and ("Reset" in recovery_action or "Reboot" in recovery_action):
+        found.append(f"recovery action is {recovery_action}")
+    if compute_mode == "Prohibited":
+        found.append("compute mode is Prohibited")
+    return ", ".join(found) or None
 
 
 def nvidia_smi_failed(status: int, said: str) -> DiscoveryError:

@@ -80,7 +80,7 @@ def _device(path: str, position: int, node: yaml.Node) -> Device:
         compute_mode=compute_mode,
         mig_mode=words.get("mig_mode"),
         numa_node=numbers.get("numa_node"),
-        unusable=words.get("unusable", reasons.prohibited(compute_mode)),
+        unusable=words.get("unusable", reasons.unusable([], compute_mode)),
     )
 
 
