@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 PREFIX = "EXTERNALRESOURCE_GPU_"
 DEFAULT_COORDINATION_FILE = "/var/tmp/flink-gpu-coordination"  # noqa: S108 - Flink's; what is opened there is checked
+_LARGEST = 999_999_999  # number; int() refuses very long ones with an error of its own
 FORMATS = ("flink", "uuid", "env", "json", "spark")
 
 # name: what --help says of its value, and what it does
@@ -74,7 +75,10 @@ def _from_words(words: "Sequence[str]") -> dict[str, str]:
             continue
         if not word.startswith("--"):
             if "amount" in given:
-                raise ConfigurationError(f"unexpected argument {word!r}: one amount is allowed, then options")
+                raise ConfigurationError(
+                    f"unexpected argument {word!r}: one amount is allowed, then options"
+                    f"{did_you_mean(f'--{word}', _spellings())}"
+                )
             given["amount"] = word
             continue
         name, equals, value = word[2:].partition("=")
@@ -89,9 +93,10 @@ def _from_words(words: "Sequence[str]") -> dict[str, str]:
 
 
 def _next(rest: "Iterator[str]", name: str) -> str:
-    for word in rest:
-        return word
-    raise ConfigurationError(f"option --{name} needs a value: {VALUED[name][1]}")
+    value = next(rest, "--")
+    if value.startswith("--"):  # a forgotten value must not swallow --enable-coordination-mode
+        raise ConfigurationError(f"option --{name} needs a value: {VALUED[name][1]}")
+    return value
 
 
 def _from_environment(environment: "Mapping[str, str]") -> dict[str, str]:
@@ -118,9 +123,13 @@ def _variable(name: str) -> str:
 def _amount(text: str | None) -> int:
     if text is None:
         raise ConfigurationError(f"no amount given, as the first argument or in {PREFIX}AMOUNT; see --help")
-    if text.isascii() and text.isdigit():
+    if _is_number(text):
         return int(text)
-    raise ConfigurationError(f"the amount must be a whole number, 0 or more, not {text!r}")
+    raise ConfigurationError(f"the amount must be a whole number from 0 to {_LARGEST}, not {text!r}")
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= len(str(_LARGEST))
 
 
 def _flag(given: "Mapping[str, str]", name: str) -> bool:
@@ -141,8 +150,10 @@ def _one_of(given: "Mapping[str, str]", name: str, allowed: "Sequence[str]") -> 
 
 def _owner_pid(given: "Mapping[str, str]") -> int | None:
     text = given.get("owner-pid")
-    if text is None or (text.isascii() and text.isdigit() and int(text) > 0):
-        return None if text is None else int(text)
+    if text is None:
+        return None
+    if _is_number(text) and int(text) > 0:
+        return int(text)
     raise ConfigurationError(f"option --owner-pid must be the number of a process, not {text!r}")
 
 
