@@ -195,7 +195,7 @@ def _pair(text: str, what: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals):
         example = "gpu=1" if what == "resource" else "backend=nvml"
-        raise ConfigurationError(f"a {what} is written like {example}, not {text!r}")
+        raise ConfigurationError(f"{text!r} is no {what}: write it like {example}")
     return name, value
 
 

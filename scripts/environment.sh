@@ -24,10 +24,10 @@ fingerprint() {
 }
 
 set_up() {
-    echo "$name: setting up .venv (a minute on first use) ..." >&2
     python=$(find_python) || exit 1
     "$python" -c 'import ensurepip, venv' 2>/dev/null ||
         die "python3-venv is missing: sudo apt-get install python3-venv"
+    echo "$name: setting up .venv (a minute on first use) ..." >&2
     [ -x .venv/bin/pip ] || "$python" -m venv --clear .venv || die "cannot make .venv"
     # Not editable: what is run and tested is the wheel that users get.
     rm -rf .venv/wheel

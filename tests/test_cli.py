@@ -1,0 +1,130 @@
+"""The command line as a real process: what it prints, where, and its exit status."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+COMMAND = str(Path(sysconfig.get_path("scripts")) / "externalresource")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    return tmp_path / "coordination"
+
+
+@pytest.fixture
+def environment(ledger: Path) -> dict[str, str]:
+    """Return a host with two simulated GPUs and a coordination file of its own."""
+    return {
+        **os.environ,
+        "EXTERNALRESOURCE_GPU_SIMULATE": "2",
+        "EXTERNALRESOURCE_GPU_COORDINATION_FILE": str(ledger),
+    }
+
+
+def call(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([COMMAND, *words], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_discover_shows_a_table_with_a_row_for_each_device(environment: dict[str, str]) -> None:
+    done = call(environment, "discover")
+    heading, *rows = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert heading.split()[:3] == ["INDEX", "UUID", "NAME"]
+    assert [row.split()[0] for row in rows] == ["0", "1"]
+    assert {row.index("NVIDIA") for row in rows} == {heading.index("NAME")}
+
+
+def test_discover_says_why_a_device_is_not_handed_out(environment: dict[str, str]) -> None:
+    found = json.loads(call(environment, "discover", "--simulate", "one-lost", "--format", "json").stdout)
+    assert len([device for device in found if "unusable" not in device]) == len(found) - 1
+
+
+def test_discover_says_that_there_is_nothing(environment: dict[str, str]) -> None:
+    assert call(environment, "discover", "--simulate", "0").stdout == "This host has no gpu device.\n"
+
+
+def test_run_becomes_the_command_with_its_status(environment: dict[str, str]) -> None:
+    done = call(environment, "run", "gpu=1", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES; exit 7")
+    assert (done.returncode, done.stdout[:4], done.stderr) == (7, "GPU-", "")
+
+
+def test_run_is_the_same_process_so_signals_are_the_commands(environment: dict[str, str]) -> None:
+    script = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    with subprocess.Popen(
+        [COMMAND, "run", "gpu=1", "--", sys.executable, "-c", script],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        assert int(child.stdout.readline()) == child.pid
+        child.send_signal(signal.SIGTERM)
+        assert child.wait() == -signal.SIGTERM
+
+
+def test_status_inside_run_shows_the_command_as_living_owner(environment: dict[str, str]) -> None:
+    done = call(environment, "run", "gpu=2", "--", COMMAND, "status", "--format", "json")
+    assert [(row["device"], row["state"]) for row in json.loads(done.stdout)] == [("0", "living"), ("1", "living")]
+
+
+def test_status_after_run_shows_a_dead_owner(environment: dict[str, str]) -> None:
+    call(environment, "run", "gpu=1", "--", "true")
+    assert call(environment, "status").stdout.splitlines()[1].split()[-1] == "dead"
+
+
+def test_status_of_nothing_says_so(environment: dict[str, str]) -> None:
+    assert call(environment, "status").stdout == "No gpu device is held.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (("run", "gpu=1"), 125, "no command: write `externalresource run gpu=1 -- COMMAND ...`"),
+        (("run", "gpu=1", "--"), 125, "no command: write `externalresource run gpu=1 -- COMMAND ...`"),
+        (("run", "--", "true"), 125, "Missing argument 'NAME=AMOUNT... -- COMMAND...'."),
+        (("run", "gpu=two", "--", "true"), 125, "the amount of 'gpu' must be a positive integer, not 'two'"),
+        (("run", "gpu=0", "--", "true"), 125, "the amount of 'gpu' must be a positive integer, not '0'"),
+        (("run", "gpu", "--", "true"), 125, "'gpu' is no resource: write it like gpu=1"),
+        (("run", "gpu=1", "gpu=1", "--", "true"), 125, "resource 'gpu' is given twice"),
+        (("run", "gpu=3", "--", "true"), 125, "3 wanted, this host has 2"),
+        (("run", "gpu=1", "--nope", "--", "true"), 125, "No such option '--nope'."),
+        (("run", "gpu=1", "--", "/etc/passwd"), 126, "/etc/passwd: Permission denied"),
+        (("run", "gpu=1", "--", "no-such-command"), 127, "no-such-command: command not found"),
+        (("discover", "-o", "simulate"), 1, "'simulate' is no option: write it like backend=nvml"),
+        (("discover", "-o", "simulat=8"), 1, "did you mean 'simulate'?"),
+        (("discover", "gpuu"), 1, "did you mean 'gpu'?"),
+        (("discover", "--format", "xml"), 2, "'xml' is not one of 'table', 'json'"),
+        (("statu",), 2, "No such command 'statu'. Did you mean 'status'?"),
+        (("status", "--coordination-file", "/nowhere/file"), 0, ""),
+    ],
+)
+def test_an_error_is_one_line_on_stderr(
+    environment: dict[str, str], ledger: Path, words: tuple[str, ...], status: int, message: str
+) -> None:
+    done = call(environment, *words)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert done.stderr.count("\n") == (status != 0)
+    assert not ledger.exists() or not ledger.read_text(), "the claim must be given back"
+
+
+def test_a_reader_who_had_enough_is_no_error(environment: dict[str, str]) -> None:
+    pipeline = f"'{COMMAND}' discover --simulate 1024 | head -n 1"
+    done = subprocess.run(["bash", "-c", pipeline], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("INDEX")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["discover", "run", "status", "demo"])
+def test_help_says_what_each_option_is_for(environment: dict[str, str], command: str) -> None:
+    done = call(environment, command, "--help")
+    options = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("-")]
+    assert done.returncode == 0
+    assert all(len(words) > 2 for words in options)
