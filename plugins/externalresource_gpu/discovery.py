@@ -41,11 +41,11 @@ def main() -> "NoReturn":
 
 
 def _run(words: "Sequence[str]", parent: int) -> int:
-    if "--help" in words or "-h" in words:
-        _deliver(USAGE)
-        return 0
     try:
-        _decide(Options(words, os.environ), parent)
+        if "--help" in words or "-h" in words:
+            _deliver(USAGE)
+        else:
+            _decide(Options(words, os.environ), parent)
     except ExternalResourceError as error:
         _complain(str(error))
         return _USAGE if isinstance(error, ConfigurationError) else _FAILED
@@ -126,29 +126,38 @@ def _check_time(deadline: float, timeout: float) -> None:
 
 
 def _deliver(text: str) -> None:
-    """Write the answer, which is shorter than a pipe's buffer; raise if nobody can have read it."""
+    """Write the answer, which is shorter than a pipe's buffer; raise if nobody can have read all of it."""
+    answer = text.encode()
     try:
-        os.write(1, text.encode())
+        written = os.write(1, answer)
     except OSError as error:
         raise DiscoveryError(
             f"the answer could not be written to stdout ({error.strerror}): nothing is granted"
         ) from None
+    if written < len(answer):
+        raise DiscoveryError(f"stdout took only {written} of the answer's {len(answer)} bytes: nothing is granted")
 
 
 def _complain(message: str) -> None:
     with contextlib.suppress(OSError):
-        os.write(2, f"nvidia-gpu-discovery: {message}\n".encode())
+        os.write(2, _line(f"nvidia-gpu-discovery: {message}"))
 
 
 def _log(options: Options, parent: int, decision: str) -> None:
     if options.log_file is None:
         return
-    line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} asked by pid {parent}: {decision}\n"
+    line = _line(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} asked by pid {parent}: {decision}")
     try:
-        with open(options.log_file, "a", encoding="utf-8") as file:
-            file.write(line)
+        # A pipe that nobody reads would block here, after the answer, until Flink kills this and has lost the devices.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
+        os.write(os.open(options.log_file, flags, 0o644), line)
     except OSError as error:
         _complain(f"cannot write to the log file {options.log_file}: {error.strerror}")
+
+
+def _line(text: str) -> bytes:
+    """Return the text as one line, whatever bytes and line ends a path or the name of a program brought in."""
+    return " ".join(text.splitlines()).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _tokens(devices: "Sequence[Device]") -> str:

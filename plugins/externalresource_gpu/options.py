@@ -113,7 +113,7 @@ def _from_environment(environment: "Mapping[str, str]") -> dict[str, str]:
 
 
 def _spellings() -> list[str]:
-    return [f"--{name}" for name in (*FLAGS, *VALUED, "help")]
+    return [f"--{name}" for name in (*FLAGS, *VALUED)]
 
 
 def _variable(name: str) -> str:
