@@ -73,7 +73,7 @@ def row(**cells: str) -> str:
         "gpu_recovery_action": "None",
         "mig.mode.current": "Disabled",
         "index": "0",
-        "uuid": "GPU-1",
+        "uuid": f"GPU-{cells.get('index', '0')}",
         "pci.bus_id": "00000000:07:00.0",
         "memory.total": "40960",
         "compute_mode": "Default",
@@ -101,7 +101,7 @@ def test_row_becomes_a_device() -> None:
     assert listing.parse(row(), FIELDS, {"00000000:07:00.0": 3}.get) == [
         Device(
             index=0,
-            uuid="GPU-1",
+            uuid="GPU-0",
             name="NVIDIA A100-SXM4-40GB",
             memory_total=40960,
             pci_bus_id="00000000:07:00.0",
@@ -199,9 +199,16 @@ def test_line_that_is_no_gpu_is_an_error_that_quotes_it(line: str) -> None:
     assert repr(line) in message(error)
 
 
-def test_two_gpus_of_one_index_are_an_error() -> None:
-    with pytest.raises(DiscoveryError, match="two GPUs have the index 4"):
-        parse(row(index="4"), row(index="4", uuid="GPU-2"))
+@pytest.mark.parametrize(
+    ("cells", "what"), [({"index": "0", "uuid": "GPU-2"}, "index 0"), ({"index": "1", "uuid": "GPU-1"}, "UUID GPU-1")]
+)
+def test_two_gpus_of_one_identity_are_an_error(cells: dict[str, str], what: str) -> None:
+    with pytest.raises(DiscoveryError, match=f"nvidia-smi: two GPUs have the {what}"):
+        parse(row(index="0", uuid="GPU-1"), row(**cells))
+
+
+def test_gpus_without_a_uuid_are_told_apart_by_index() -> None:
+    assert len(parse(row(index="0", uuid="[N/A]"), row(index="1", uuid="[N/A]"))) == 2
 
 
 @pytest.mark.parametrize(

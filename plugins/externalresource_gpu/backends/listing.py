@@ -65,16 +65,20 @@ def parse(output: str, fields: "Sequence[str]", numa_node: "Callable[[str], int 
             lost.append((None, _known(cells, "pci.bus_id"), cells["index"].strip("[]")))
         else:
             found.append(_device(row, cells, numa_node))
-    return unique([*found, *_lost_devices(lost, {device.index for device in found})])
+    return unique("nvidia-smi", [*found, *_lost_devices(lost, {device.index for device in found})])
 
 
-def unique(devices: "Iterable[Device]") -> list[Device]:
-    """Return the devices by index; two of one index are an error."""
+def unique(source: str, devices: "Iterable[Device]") -> list[Device]:
+    """Return the devices by index. DiscoveryError if two have one index or one UUID, as claims go by them."""
     known: dict[int, Device] = {}
+    uuids: set[str] = set()
     for device in devices:
         if device.index in known:
-            raise DiscoveryError(f"two GPUs have the index {device.index}: {known[device.index]} and {device}")
+            raise DiscoveryError(f"{source}: two GPUs have the index {device.index}")
+        if device.uuid in uuids:
+            raise DiscoveryError(f"{source}: two GPUs have the UUID {device.uuid}")
         known[device.index] = device
+        uuids.update(filter(None, [device.uuid]))
     return [known[index] for index in sorted(known)]
 
 

@@ -39,7 +39,7 @@ def read(path: str) -> list[Device]:
         raise DiscoveryError(f"{path} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise DiscoveryError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    return listing.unique(_device(path, index, node) for index, node in enumerate(_gpus(path, document)))
+    return listing.unique(path, (_device(path, index, node) for index, node in enumerate(_gpus(path, document))))
 
 
 def _gpus(path: str, document: yaml.Node | None) -> list[yaml.Node]:
