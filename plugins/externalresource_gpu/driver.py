@@ -15,7 +15,7 @@ from externalresource.errors import ConfigurationError, DiscoveryError, did_you_
 from externalresource_gpu import dialects
 from externalresource_gpu.child import Child, Overdue
 from externalresource_gpu.device import Device
-from externalresource_gpu.options import FLAGS, VALUED, Options
+from externalresource_gpu.options import FLAGS, PREFIX, VALUED, Options
 
 _DEFAULT_TIMEOUT = 10.0  # seconds, as in Flink
 _LONGEST = 86400
@@ -68,8 +68,13 @@ class GPUDriver:
         self._options = None
         if self._script is None:
             # Our script ends before we would kill it: it says what kept it, and takes back what it cannot deliver.
-            self._words.insert(0, f"--timeout={self._timeout * 0.9:g}")
+            if "discovery-script.timeout" in options or f"{PREFIX}TIMEOUT" not in os.environ:
+                self._words.insert(0, f"--timeout={self._timeout * 0.9:g}")
             self._options = Options(["0", *self._words], os.environ)
+            if self._options.list:
+                raise ConfigurationError(
+                    f"option --list hands out no devices: not for discovery-script.args, nor as {PREFIX}LIST"
+                )
             self._timeout = max(self._timeout, self._options.timeout + _STARTING)
         self._claimed: list[Device] = []
         self._owner: Owner | None = None
@@ -82,7 +87,7 @@ class GPUDriver:
             infos = _parse(self._run(str(amount), *self._words), amount)
         else:
             owner = identify(os.getpid()) if self._options.coordination else None
-            infos = self._ask(str(amount), "--owner-pid", str(os.getpid()))
+            infos = self._ask(str(amount), *self._words, "--owner-pid", str(os.getpid()))
             if owner is not None:
                 self._owner = owner
                 self._claimed += [_device(info) for info in infos]
@@ -92,7 +97,7 @@ class GPUDriver:
         """Return all GPUs of this host; one that must not be handed out has the property `unusable`."""
         if self._options is None:
             raise DiscoveryError(f"{self._script} cannot list devices: only our own discovery script does")
-        return self._ask("--list")
+        return self._ask(*self._words, "--list")
 
     def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
         """Return CUDA_VISIBLE_DEVICES and its kin for exactly these GPUs, ordered by index."""
@@ -105,9 +110,9 @@ class GPUDriver:
 
     def close(self) -> None:
         """Give back what was retrieved. In a forked child nothing happens: there it belongs to the parent."""
-        owner, claimed, self._claimed = self._owner, self._claimed, []
-        if owner is not None and owner.pid == os.getpid() and claimed:
-            self._coordination().release(claimed, owner)
+        if self._owner is not None and self._owner.pid == os.getpid() and self._claimed:
+            self._coordination().release(self._claimed, self._owner)
+        self._claimed = []
 
     def _coordination(self) -> Coordination:
         if self._options is None:
@@ -115,8 +120,13 @@ class GPUDriver:
         return Coordination(self._options.coordination_file, "gpu")
 
     def _ask(self, *words: str) -> list[GPUInfo]:
-        answer = self._run(*words, *self._words, "--format", "json")
-        return [GPUInfo(properties) for properties in json.loads(answer)]
+        answer = self._run(*words, "--format", "json")
+        try:
+            return [GPUInfo(properties) for properties in json.loads(answer)]
+        except ValueError:  # a sitecustomize that prints, for example
+            raise DiscoveryError(
+                f"something else printed into our discovery script's answer: {answer[:80]!r}"
+            ) from None
 
     def _run(self, *words: str) -> str:
         """Return the script's stdout; DiscoveryError if it does not exit with 0 in time."""
@@ -163,7 +173,8 @@ def _script(path: str | None) -> str | None:
     looked = _places(path)
     found = next((place for place in looked if os.path.isfile(place)), None)
     if found is None:
-        raise ConfigurationError(f"the discovery script {path} does not exist; looked for {' and '.join(looked)}")
+        what = "is a directory" if any(map(os.path.isdir, looked)) else "does not exist"
+        raise ConfigurationError(f"the discovery script {path} {what}; looked for {' and '.join(looked)}")
     if not os.access(found, os.X_OK):
         raise ConfigurationError(f"the discovery script {found} is not executable; chmod +x it")
     ours = os.path.join(sysconfig.get_path("scripts"), "nvidia-gpu-discovery")
@@ -191,7 +202,14 @@ def _split(args: str) -> list[str]:
 
 
 def _own_words(options: Mapping[str, str]) -> list[str]:
-    return [f"--{name}={value}" for name, value in options.items() if name in _SCRIPT]
+    """Return the options as words that Flink's own script understands as well: it knows no `--name=value`."""
+    words: list[str] = []
+    for name in _SCRIPT:
+        if name in VALUED and name in options:
+            words += [f"--{name}", options[name]]
+        elif name in options:
+            words.append(f"--{name}" if options[name] == "true" else f"--{name}={options[name]}")
+    return words
 
 
 def _timeout(options: Mapping[str, str]) -> float:
@@ -217,11 +235,13 @@ def _parse(out: str, amount: int) -> list[GPUInfo]:
         what = f"{len(lines)} lines" if out.strip() else "nothing"
         raise DiscoveryError(f"the discovery script printed {what}, not one line of devices: {out[:80]!r}")
     tokens = [token.strip() for token in lines[0].split(",") if token.strip()]
+    seen: set[str] = set()
     for token in tokens:
         if not _TOKEN.fullmatch(token):
             raise DiscoveryError(f"the discovery script printed {token[:80]!r}, which is neither an index nor a UUID")
-        if tokens.count(token) > 1:
+        if token in seen:
             raise DiscoveryError(f"the discovery script printed device {token!r} more than once: {lines[0][:80]!r}")
+        seen.add(token)
     if len(tokens) != amount:
         raise DiscoveryError(f"the discovery script printed {len(tokens)} devices, not the {amount} asked for")
     return [GPUInfo({"index": token}) for token in tokens]
@@ -241,4 +261,4 @@ def _device(info: GPUInfo) -> Device:
 
 def _order(info: ExternalResourceInfo) -> tuple[int, str]:
     index = info.get_property("index") or ""
-    return (int(index), "") if index.isdigit() else (sys.maxsize, index)
+    return (int(index), "") if index.isdecimal() else (sys.maxsize, index)
