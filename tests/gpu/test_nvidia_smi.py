@@ -436,7 +436,7 @@ def test_missing_program_is_an_error_of_devices(tmp_path: Path, monkeypatch: pyt
 def test_program_that_may_not_be_executed_is_an_error(tmp_path: Path) -> None:
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\n")
-    with pytest.raises(DiscoveryError, match="cannot be run: Permission denied"):
+    with pytest.raises(DiscoveryError, match=r"nvidia-smi: '.*/nvidia-smi' cannot be run: Permission denied"):
         NvidiaSmi(str(program)).devices(soon())
 
 

@@ -228,6 +228,11 @@ def test_gpu_that_only_the_driver_knows_is_not_no_gpu(stub: Stub, tmp_path: Path
         stub(count=0).devices(soon())
 
 
+def test_python_that_cannot_be_started_is_an_error() -> None:
+    with pytest.raises(DiscoveryError, match="NVML: '/no/such/python' cannot be run: No such file or directory"):
+        Nvml("/no/such/python").devices(soon())
+
+
 # pynvml as it may be found
 
 
@@ -294,7 +299,10 @@ def test_old_pynvml_tells_what_it_knows() -> None:
         nvmlDeviceGetName=lambda _: b"Tesla K80",
         nvmlDeviceGetComputeMode=mismatch,
     )
-    assert nvml_child.survey(old) == {"gpus": [{"index": 0, "failures": [], "uuid": "GPU-1", "name": "Tesla K80"}]}
+    answer = {"gpus": [{"index": 0, "failures": [], "uuid": "GPU-1", "name": "Tesla K80"}]}
+    assert nvml_child.survey(old) == answer
+    del old.NVMLLibraryMismatchError, old.nvmlDeviceGetComputeMode
+    assert nvml_child.survey(old) == answer
 
 
 # auto: one after the other

@@ -49,7 +49,7 @@ def is_empty(status: int, output: str) -> bool:
 def is_complete(status: int, output: str) -> bool:
     """Whether the output lists the GPUs: all of them, or all but those that it names as lost."""
     rows, lost = _split(output)
-    return bool(rows) and (status in _COMPLETE or (status > 0 and bool(lost)))
+    return bool(rows) and (status in _COMPLETE or bool(lost))
 
 
 def parse(output: str, fields: "Sequence[str]", numa_node: "Callable[[str], int | None]") -> list[Device]:

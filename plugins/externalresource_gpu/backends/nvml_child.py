@@ -30,6 +30,7 @@ def gpu(nvml: Any, index: int) -> dict[str, Any]:
     except nvml.NVMLError as error:
         return {"index": index, "failures": [error.value]}
     failures: list[int] = []
+    mismatch = getattr(nvml, "NVMLLibraryMismatchError", AttributeError)  # no NVMLError, and not in old releases
 
     def tell(call: Callable[[], Any]) -> Any:
         try:
@@ -37,7 +38,7 @@ def gpu(nvml: Any, index: int) -> dict[str, Any]:
         except nvml.NVMLError as error:
             if error.value not in _UNKNOWN:
                 failures.append(error.value)
-        except (AttributeError, nvml.NVMLLibraryMismatchError):
+        except (AttributeError, mismatch):
             pass  # this pynvml or this driver is too old for the call
         return None
 

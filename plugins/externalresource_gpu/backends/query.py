@@ -14,12 +14,11 @@ class Query:
 
     def __init__(self, name: str, argv: "Sequence[str]") -> None:
         self._name, self._program, self._began = name, argv[0], time.monotonic()
-        self._child: Child | None = None
-        self._error: OSError | None = None
+        self._child: Child | OSError
         try:
             self._child = Child(argv)
         except OSError as error:
-            self._error = error
+            self._child = error
 
     def answer(self, deadline: float) -> tuple[int, str, str]:
         """Return the exit status, stdout and stderr.
@@ -28,8 +27,8 @@ class Query:
         """
         from externalresource_gpu.backends import reasons
 
-        if self._child is None:
-            raise reasons.not_started(self._program, self._error) from self._error
+        if isinstance(self._child, OSError):
+            raise reasons.not_started(self._name, self._program, self._child) from self._child
         try:
             status, out, err = self._child.result(deadline)
         except Overdue:

@@ -84,8 +84,6 @@ def unusable(failures: "Iterable[str]", compute_mode: str | None, recovery_actio
 
 def nvidia_smi_failed(status: int, said: str) -> DiscoveryError:
     """Return the error for an exit status and the message that came with it."""
-    if status < 0:
-        return crashed("nvidia-smi", -status)
     if not said.strip():
         return DiscoveryError(f"nvidia-smi listed no GPU and gave no reason (exit {status}): run it by hand")
     code = UNKNOWN if status == _CODE_TOO_LARGE else status
@@ -104,12 +102,12 @@ def crashed(name: str, number: int) -> DiscoveryError:
     )
 
 
-def not_started(program: str, error: OSError | None) -> DiscoveryError:
-    if isinstance(error, FileNotFoundError):
+def not_started(name: str, program: str, error: OSError) -> DiscoveryError:
+    if isinstance(error, FileNotFoundError) and program == "nvidia-smi":
         return DiscoveryError(
-            f"{program} was not found on PATH: {_ADVICE[LIBRARY_NOT_FOUND]}; without GPUs, `--simulate 8`"
+            f"nvidia-smi was not found on PATH: {_ADVICE[LIBRARY_NOT_FOUND]}; without GPUs, `--simulate 8`"
         )
-    return DiscoveryError(f"{program} cannot be run: {error.strerror if error else 'it was not started'}")
+    return DiscoveryError(f"{name}: {program!r} cannot be run: {error.strerror}")
 
 
 def overdue(name: str, seconds: float) -> DiscoveryError:
