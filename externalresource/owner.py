@@ -20,6 +20,7 @@ class Owner:
     pid: int
     #: Clock ticks from boot to its start, as seen in `time_namespace`: field 22 of /proc/PID/stat.
     start_time: int | None = None
+    #: Of the machine; None in a container that has a boot id of its own.
     boot_id: str | None = None
     #: Inode of the pid namespace in which `pid` is this process; of whoever looked, not of the process itself.
     pid_namespace: int | None = None
@@ -32,7 +33,7 @@ class Owner:
     def same_process(self, other: "Owner") -> bool:
         """True if both name one process: never true for one about which too little is known."""
         mine = (self.pid, self.start_time, self.boot_id, self.pid_namespace, self.time_namespace)
-        return None not in mine[:4] and mine == (
+        return None not in (self.start_time, self.pid_namespace) and mine == (
             other.pid, other.start_time, other.boot_id, other.pid_namespace, other.time_namespace
         )  # fmt: skip
 
@@ -68,10 +69,11 @@ def identify(pid: int) -> Owner:
         raise CoordinationError("init cannot own devices: the process that asked for them has ended; see --owner-pid")
     if pid == 0:
         raise CoordinationError("a process outside this pid namespace cannot own devices; see --owner-pid")
+    uid = _uid(pid)
     stat = _stat(pid) if here.sees_own_pids else None
     if here.sees_own_pids and (stat is None or _ended(stat)):
         raise CoordinationError(f"process {pid} cannot own devices: there is no such living process here")
-    if stat is None or here.pid_namespace is None or here.boot_id is None:
+    if stat is None or here.pid_namespace is None:
         raise CoordinationError(
             f"process {pid} cannot own devices: /proc does not show this process's pid namespace; mount it there"
         )
@@ -81,7 +83,7 @@ def identify(pid: int) -> Owner:
         boot_id=here.boot_id,
         pid_namespace=here.pid_namespace,
         time_namespace=here.time_namespace,
-        uid=os.stat(f"/proc/{pid}").st_uid,
+        uid=uid,
         program=stat.program,
     )
 
@@ -129,10 +131,22 @@ def _stat(pid: int) -> _Stat | None:
     return _Stat(program, fields[0].decode(), int(fields[17]), int(fields[19]))
 
 
+def _uid(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
 def _boot_id() -> str | None:
+    """Return the id of the machine's boot, not one that LXC or systemd-nspawn mounts over it for one container.
+
+    The private id of a sibling container differs although its processes live.
+    """
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
+            private = os.fstat(file.fileno()).st_dev != os.stat("/proc").st_dev
+            return None if private else file.read().strip()
     except OSError:
         return None
 
