@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from externalresource.configuration import ResourceConfig, load
 from externalresource.errors import ConfigurationError
 
+GPU_TEXT = "external-resources: gpu\nexternal-resource.gpu.amount: 2\n"
 GPU = {"external-resources": "gpu", "external-resource.gpu.amount": "2"}
 Write = Callable[..., str]
 
@@ -174,6 +175,12 @@ def test_scalars_keep_their_text(text: str, write: Write) -> None:
     assert gpu.options == {"a": text}
 
 
+@pytest.mark.parametrize("null", ["", "~", "null", "Null", "NULL"])
+def test_null_is_no_value(null: str, write: Write) -> None:
+    file = write(GPU_TEXT + f"external-resource.gpu.param.a: {null}\n")
+    assert refusal(file) == f"{file}:3: external-resource.gpu.param.a has no value"
+
+
 def test_empty_text_is_a_value_where_null_is_none(write: Write) -> None:
     (gpu,) = load(write('external-resources: gpu\nexternal-resource.gpu:\n  amount: 1\n  param: {a: "", b: "~"}\n'))
     assert gpu.options == {"a": "", "b": "~"}
@@ -202,6 +209,7 @@ LISTS: list[tuple[object, list[str]]] = [  # as Flink 1.20 and 2.3 read them
     ("'gpu';\"fpga\"", ["gpu", "fpga"]),
     ('"gpu" ; fpga', ["gpu", "fpga"]),
     ("[gpu, fpga]", ["gpu", "fpga"]),
+    (" [gpu, fpga]", ["gpu", "fpga"]),
     ("- gpu\n- fpga", ["gpu", "fpga"]),
     ("[]", []),
     (["gpu", "fpga"], ["gpu", "fpga"]),
@@ -287,7 +295,6 @@ def test_an_unknown_key_is_that_of_the_longest_name() -> None:
 
 # ---- what is refused, and where it stands --------------------------------------------------------
 
-GPU_TEXT = "external-resources: gpu\nexternal-resource.gpu.amount: 2\n"
 ALLOWED = "allowed are amount, driver-factory.class, kubernetes.config-key, yarn.config-key and param.*"
 REFUSED = {
     "an amount that is a word": (
@@ -325,6 +332,10 @@ REFUSED = {
     "a parameter without param": (
         GPU_TEXT + "external-resource.gpu.discovery-script.path: x\n",
         ":3: external-resource.gpu.discovery-script.path: unknown key, did you mean 'param.discovery-script.path'?",
+    ),
+    "parameters instead of param": (
+        GPU_TEXT + "external-resource.gpu.params.script.path: x\n",
+        ":3: external-resource.gpu.params.script.path: unknown key, did you mean 'param.script.path'?",
     ),
     "a key like no other": (
         GPU_TEXT + "external-resource:\n  gpu.x: y\n",
@@ -477,6 +488,7 @@ def legacy(write: Write, text: str) -> str:
 def test_flink_conf_is_lines_and_not_yaml(write: Write) -> None:
     lines = """# a comment
 external-resources: gpu;fpga   # and another
+  # indented
 
   external-resource.gpu.amount :  2
 external-resource.gpu.param.args: --key: value "quoted" [x
@@ -501,6 +513,12 @@ def test_a_line_of_flink_conf_that_is_no_pair_is_refused(
     assert caplog.messages == [expected]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_of_flink_conf_are_counted_whatever_ends_them(end: str, write: Write) -> None:
+    file = legacy(write, end.join(["# a", "", "b: c", "d"]))
+    assert refusal(file) == f"{file}:4: not of the form `key: value`"
+
+
 def test_of_a_key_twice_in_flink_conf_the_last_wins_if_lenient(write: Write, caplog: pytest.LogCaptureFixture) -> None:
     file = legacy(write, GPU_TEXT + "x: 1\nx: 2\nexternal-resource.gpu.amount: 3\n")
     expected = f"{file}:5: external-resource.gpu.amount is set twice, first in {file}:2"
@@ -518,8 +536,9 @@ def test_flink_conf_knows_no_yaml_list_and_keeps_quotes(value: str, write: Write
 # ---- which file ----------------------------------------------------------------------------------
 
 
-def test_a_folder_stands_for_the_file_in_it(write: Write) -> None:
+def test_a_folder_stands_for_the_file_in_it(write: Write, caplog: pytest.LogCaptureFixture) -> None:
     assert names(*load(Path(write(GPU_TEXT)).parent)) == ["gpu"]
+    assert caplog.records == []
 
 
 def test_flink_conf_wins_over_config_yaml_with_a_warning(write: Write, caplog: pytest.LogCaptureFixture) -> None:
@@ -601,7 +620,7 @@ def test_an_override_repairs_what_the_file_has_wrong(write: Write) -> None:
     ("override", "expected"),
     [
         ("gpu", "-D must be followed by key=value, not 'gpu'"),
-        ("=2", "-D must be followed by key=value, not '=2'"),
+        (" =2", "-D must be followed by key=value, not ' =2'"),
         ("", "-D must be followed by key=value, not ''"),
         ("external-resource.gpu.amount=x", "-D external-resource.gpu.amount must be a positive integer, not 'x'"),
         ("external-resource.gpu.amout=1", "-D external-resource.gpu.amout: unknown key, did you mean 'amount'?"),
