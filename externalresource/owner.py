@@ -160,6 +160,9 @@ def _namespace(kind: str) -> int | None:
 
 def _own_proc() -> bool:
     try:
-        return os.readlink("/proc/self") == str(os.getpid())
+        with open("/proc/self/status", "rb") as file:
+            pids = [line.split()[1:] for line in file if line.startswith((b"Pid:", b"NSpid:"))]
     except OSError:
         return False
+    # In /proc of an outer namespace NSpid has one number for each, and those may be equal by chance.
+    return bool(pids) and all(numbers == [str(os.getpid()).encode()] for numbers in pids)
