@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -407,6 +408,16 @@ def test_rows_before_a_crash_are_not_trusted(stand_in: StandIn) -> None:
 def test_hang_ends_at_the_deadline_and_says_after_how_long(stand_in: StandIn) -> None:
     with pytest.raises(DiscoveryError, match=r"nvidia-smi did not answer within \d+\.\d s: the driver hangs"):
         stand_in("time.sleep(600)").devices(soon(0.3))
+
+
+def test_status_that_is_lost_is_an_error(stand_in: StandIn) -> None:
+    backend = stand_in(f'print("{row()}")')
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # now the kernel collects whoever ends
+    try:
+        with pytest.raises(DiscoveryError, match="nvidia-smi ended, and how is unknown"):
+            backend.devices(soon())
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_second_query_is_under_the_same_deadline(stand_in: StandIn) -> None:
