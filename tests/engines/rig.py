@@ -137,6 +137,7 @@ class Cluster:
         self._flink = flink
         self.own_script = flink / "plugins" / "external-resource-gpu" / "nvidia-gpu-discovery.sh"
         self._folder = folder
+        _scratch(folder).mkdir()
         self._ports = _free_ports(2)
         self._daemons: list[Daemon] = []
         self.coordination_file = folder / "coordination"
@@ -180,6 +181,7 @@ class Cluster:
     def close(self) -> None:
         for daemon in self._daemons:
             daemon.kill()
+        shutil.rmtree(_scratch(self._folder))  # 25 MB for each JVM
         assert _state(REAL_COORDINATION_FILE) == self._real_file, f"{REAL_COORDINATION_FILE} was touched"
 
     def _prepared(self, script: str, configuration: Path) -> tuple[Path, Path, dict[str, str]]:
@@ -200,6 +202,10 @@ def _environment(folder: Path, tools: Path, coordination_file: Path) -> dict[str
     }
 
 
+def _scratch(folder: Path) -> Path:
+    return folder / "scratch"
+
+
 def _state(path: Path) -> tuple[int, int] | None:
     return (path.stat().st_ino, path.stat().st_mtime_ns) if path.exists() else None
 
@@ -207,7 +213,9 @@ def _state(path: Path) -> tuple[int, int] | None:
 def _settings(folder: Path, java: str, rpc_port: int, rest_port: int) -> Settings:
     settings: Settings = {
         # The last two halve the start-up on two cores.
-        "env.java.opts.all": f"{java} -Djava.io.tmpdir={folder} -XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+        "env.java.opts.all": f"{java} -Djava.io.tmpdir={_scratch(folder)} -XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+        # A TaskManager that is up before its JobManager would wait for 10 s.
+        "cluster.registration.error-delay": "200 ms",
         "jobmanager.rpc.port": rpc_port,
         "rest.port": rest_port,
         "jobmanager.memory.process.size": "768m",
