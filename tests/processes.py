@@ -1,0 +1,110 @@
+"""Processes that tests need for real: forked children, of another user, in namespaces of their own."""
+
+import ctypes
+import os
+import pickle
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+import pytest
+
+R = TypeVar("R")
+
+NEW_TIME, NEW_MOUNTS, NEW_USER, NEW_PIDS = 0x80, 0x20000, 0x10000000, 0x20000000
+_BIND, _RECURSIVE, _PRIVATE = 0x1000, 0x4000, 0x40000
+_NOBODY = 65534
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def in_child(function: Callable[[], R]) -> R:
+    """Run it in a forked child; return what it returns, or raise what it raises (or skips)."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _answer(function, writer)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    outcome, value = pickle.loads(answer)
+    if outcome == "skipped":
+        pytest.skip(value)
+    if outcome == "raised":
+        raise value
+    result: R = value
+    return result
+
+
+def in_namespaces(function: Callable[[], R], kinds: int, *, own_proc: bool = True, offset: int = 0) -> R:
+    """Run it as the first process of new namespaces; `offset` shifts the time since boot by seconds."""
+
+    def first() -> R:
+        if own_proc:
+            mount("proc", "/proc", "proc")
+        return function()
+
+    def enter() -> R:
+        user, group = os.getuid(), os.getgid()
+        _unshare(kinds | NEW_MOUNTS | (0 if user == 0 else NEW_USER))
+        if user != 0:
+            _write("/proc/self/setgroups", "deny")
+            _write("/proc/self/gid_map", f"0 {group} 1")
+            _write("/proc/self/uid_map", f"0 {user} 1")
+        _call("mount", b"none", b"/", None, ctypes.c_ulong(_RECURSIVE | _PRIVATE), None)
+        if offset:
+            _write("/proc/self/timens_offsets", f"boottime {offset} 0")
+        return in_child(first)
+
+    return in_child(enter)
+
+
+def as_another_user(function: Callable[[], R]) -> R:
+    """Run it in a child that is nobody; what it needs must be imported by now."""
+
+    def become() -> R:
+        try:
+            os.setgroups([])
+            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        except OSError:
+            pytest.skip("only root can become another user")
+        return function()
+
+    return in_child(become)
+
+
+def mount(source: str, target: str, kind: str = "", options: str = "") -> None:
+    """Mount a file system, or without a kind the source itself once more."""
+    flags = ctypes.c_ulong(0 if kind else _BIND)
+    _call("mount", source.encode(), target.encode(), kind.encode() or None, flags, options.encode())
+
+
+def _unshare(kinds: int) -> None:
+    try:
+        _call("unshare", kinds)
+    except OSError as error:
+        pytest.skip(f"this system grants no namespaces: {error}")
+
+
+def _call(name: str, *arguments: object) -> None:
+    if _libc[name](*arguments) != 0:
+        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def _answer(function: Callable[[], object], writer: int) -> NoReturn:
+    try:
+        answer = pickle.dumps(("returned", function()))
+    except pytest.skip.Exception as skipped:
+        answer = pickle.dumps(("skipped", str(skipped)))
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised in the parent
+        answer = pickle.dumps(("raised", error))
+    with open(writer, "wb") as pipe:
+        pipe.write(answer)
+    os._exit(0)
