@@ -17,7 +17,8 @@ from urllib.parse import quote, unquote
 
 from externalresource.errors import CoordinationError
 
-_LINE = re.compile(r"(\S+) ([1-9]\d{0,8})(?: (\{.*\}))?")
+# A byte order mark, or another character that nobody sees, would make a device's line one of another device.
+_LINE = re.compile(r"([!-~]+) ([1-9][0-9]{0,8})(?: (\{.*\}))?")
 _TYPES = {  # of the fields that decide who holds what, where they stand
     **dict.fromkeys(("uuid", "parent_uuid", "parent_token", "class", "boot_id", "since", "program"), str),
     **dict.fromkeys(("start_time", "pid_namespace", "time_namespace", "uid"), int),
@@ -29,6 +30,9 @@ _ADVICE = {
     errno.ENOENT: "create its folder, or choose another file",
     errno.EACCES: _SHARING,
     errno.EPERM: _SHARING,
+    errno.EISDIR: "remove the folder that is there with .new at the end of its name",
+    errno.ENOLCK: "choose a file on a local file system",
+    errno.ENOSYS: "choose a file on a local file system",
     errno.EBUSY: "a single file is mounted there: mount its folder instead",
     errno.ENOSPC: "make room on its file system",
     errno.EDQUOT: "make room in the quota of its file system",
@@ -106,7 +110,7 @@ def append(claims: Sequence[Claim], new: Iterable[Claim]) -> list[Claim]:
     taken = {claim.token for claim in claims}
     for claim in new:
         token = claim.uuid if claim.token in taken and claim.uuid else claim.token
-        result.append(Claim(token, claim.pid, claim.details))
+        result.append(_recordable(Claim(token, claim.pid, claim.details)))
         taken.add(token)
     return result
 
@@ -145,6 +149,18 @@ def _claim(line: str, path: str, number: int) -> Claim:
     if any(type(details[key]) is not kind for key, kind in _TYPES.items() if key in details):
         raise CoordinationError(_unreadable(path, number, repr(line[:80])))
     return Claim(unquote(token), int(pid), details)
+
+
+def _recordable(claim: Claim) -> Claim:
+    """Return it if it can be read again; otherwise nobody could ever claim anything with this file any more."""
+    line = _render(claim)
+    try:
+        return _claim(line, "", 0)
+    except CoordinationError:
+        raise CoordinationError(
+            f"the driver's device cannot be recorded as {line!r}: its token must be a text that is not empty, and its "
+            "uuid, parent_uuid and parent_token texts or None"
+        ) from None
 
 
 def _unreadable(path: str, number: int, what: str) -> str:
