@@ -69,7 +69,14 @@ def test_child_gets_the_environment_that_it_is_given() -> None:
 
 
 def test_child_has_nothing_on_stdin() -> None:
-    assert result(["/bin/cat"]) == (0, "", "")
+    ours, (read, write) = os.dup(0), os.pipe()
+    os.dup2(read, 0)
+    try:
+        assert result(["/bin/cat"]) == (0, "", "")
+    finally:
+        os.dup2(ours, 0)
+        for descriptor in (ours, read, write):
+            os.close(descriptor)
 
 
 def test_bytes_that_are_no_utf8_are_replaced() -> None:

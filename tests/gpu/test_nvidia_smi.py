@@ -238,6 +238,15 @@ def test_lost_gpus_fill_the_gaps_in_bus_order() -> None:
     ]
 
 
+def test_lost_gpu_without_an_index_never_has_that_of_another() -> None:
+    lost = "Unable to determine the device handle for GPU{}: GPU is lost"
+    devices = parse(lost.format(" 0000:07:00.0"), lost.format("0: 0000:0F:00.0"), row(index="2"))
+    assert [(device.index, device.pci_bus_id) for device in devices[:2]] == [
+        (0, "00000000:0F:00.0"),
+        (1, "00000000:07:00.0"),
+    ]
+
+
 def test_row_without_an_index_is_a_lost_gpu() -> None:
     devices = parse(row(index="0"), row(index="[Unknown Error]", pci__bus_id="00000000:0F:00.0"), row(index="2"))
     assert devices[1] == Device(1, pci_bus_id="00000000:0F:00.0", unusable="Unknown Error")
@@ -307,6 +316,7 @@ def test_driver_that_does_not_know_a_newer_field_is_asked_again_without_it(
     [
         ("595.71.05\n", set()),
         ("570.86.10\n", set()),
+        ("565.57.01\n", {"gpu_recovery_action"}),
         ("535.161.08\n", {"gpu_recovery_action"}),
         ("418.56\n", set(SINCE)),
         ("unreadable", {"gpu_recovery_action"}),
@@ -469,6 +479,7 @@ def test_gpu_that_only_the_driver_knows_is_not_no_gpu(stand_in: StandIn, bound: 
 
 def test_each_query_is_a_new_one(stand_in: StandIn, tmp_path: Path) -> None:
     backend = stand_in(f'print("{row()}")')
+    backend.start()
     assert len(backend.devices(soon())) == 1
     stand_in(f'print("""{row()}\n{row(index="1")}""")')
     assert len(backend.devices(soon())) == 2

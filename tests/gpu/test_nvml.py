@@ -71,9 +71,10 @@ int nvmlDeviceGetUtilizationRates(void *h, Utilization *utilization) {
 }
 int nvmlDeviceGetFieldValues(void *h, int count, Field *field) {
     field->result = field->id != 230 || is("driver of 2023") ? 2 : 0;
-    field->value = bad(h, "recovery") ? 1 : bad(h, "drain") ? 3 : 0;
+    field->value = bad(h, "drain") ? 3 : bad(h, "recovery") || is("driver of 2023");
     return 0;
 }
+int nvmlDeviceGetTemperature(void *h, int sensor, u32 *degrees) { *degrees = 30; return bad(h, "cold") ? 16 : 0; }
 #ifndef OLD
 int nvmlDeviceGetMigMode(void *h, u32 *now, u32 *next) { *now = *next = is("mig"); return is("unified") ? 3 : 0; }
 #endif
@@ -154,6 +155,7 @@ def test_both_backends_have_the_same_record_of_a_machine(stub: Stub, tmp_path: P
         ("lost", Device(1, unusable="GPU is lost")),
         ("forbidden", Device(1, unusable="Insufficient Permissions")),
         ("reset", device(1, unusable="GPU requires reset")),
+        ("cold", device(1, unusable="GPU requires reset")),
         ("recovery", device(1, unusable="recovery action is Reset")),
         ("drain", device(1)),
         ("driver of 2023", device(1)),
