@@ -1,0 +1,20 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+_ENGINES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "externalresource" / "engines"
+
+
+def test_discovery_script_is_measured_beside_flinks() -> None:
+    if not list(_ENGINES.glob("flink-*/lib/python*/site-packages/pyflink/plugins/*/nvidia-gpu-discovery.sh")):
+        pytest.skip(f"no Flink in {_ENGINES}: the benchmark or the tests of engines install it")
+    command = [sys.executable, str(_BENCHMARKS / "discovery_script.py"), "--quick"]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    rows = re.findall(r"^ +8  (7 living|8 dead) +([18]) +([\d.]+) +([\d.]+) +([\d.]+)", out, re.MULTILINE)
+    assert [(held, asked) for held, asked, *_ in rows] == 2 * [("7 living", "1"), ("8 dead", "1"), ("8 dead", "8")]
+    assert all(float(number) > 0 for row in rows for number in row[2:])
