@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from filelock import lock_descriptor
+from filelock import lock_descriptor, unlock_descriptor
 
 from externalresource import ledger
 from externalresource import owner as processes
-from externalresource.errors import CoordinationError, NotEnoughDevicesError
+from externalresource.errors import ConfigurationError, CoordinationError, NotEnoughDevicesError
 from externalresource.ledger import Claim
 from externalresource.owner import Observer, Owner, identify
 
@@ -92,6 +92,8 @@ class Coordination:
         `choose` picks among the free ones, under the lock; `deadline` (of `time.monotonic`) bounds the wait for it.
         Raises NotEnoughDevicesError, which says who holds them; CoordinationError if the file cannot be used.
         """
+        if amount < 1:
+            raise ConfigurationError(f"the amount must be a positive integer, not {amount}")
         if amount > len(devices):
             raise NotEnoughDevicesError(f"{amount} wanted, this host has {len(devices)}")
         with self._locked(deadline):
@@ -103,7 +105,9 @@ class Coordination:
             if len(free) < amount:
                 raise NotEnoughDevicesError(_refusal(amount, devices, len(free), self._holdings(claims), owner))
             chosen = list(choose(free, claims, amount))
-            ledger.write(self.path, ledger.append(claims, [self._new_claim(device, owner) for device in chosen]))
+            new = [self._new_claim(device, owner) for device in chosen]
+            _check(chosen, free, amount, new)
+            ledger.write(self.path, ledger.append(claims, new))
         return chosen
 
     def release(self, devices: Iterable[Claimable], owner: Owner, *, deadline: float | None = None) -> int:
@@ -172,6 +176,7 @@ class Coordination:
         try:
             yield
         finally:
+            unlock_descriptor(descriptor)  # closing is not enough: a fork of this moment has the descriptor, too
             os.close(descriptor)
 
 
@@ -179,7 +184,7 @@ def _lock(path: str, end: float) -> int:
     """Return a descriptor that holds the lock of the file that is at the path."""
     pause, longest = _PAUSE
     descriptor = _open_lock(path)
-    while not (lock_descriptor(descriptor, blocking=False) and _is_at(path, descriptor)):
+    while not _holds(path, descriptor):
         os.close(descriptor)  # opened again each time: if another file was put at the path, that one is the lock
         if time.monotonic() >= end:
             raise CoordinationError(f"{path} was not free in time: another process holds this lock; see 'fuser {path}'")
@@ -195,8 +200,20 @@ def _open_lock(path: str) -> int:
             # An existing one is opened without O_CREAT, which fs.protected_regular refuses for another user's file.
             return ledger.open_plain(path, os.O_RDONLY)
         except FileNotFoundError:
-            return ledger.open_plain(path, os.O_RDONLY | os.O_CREAT)
+            descriptor = ledger.open_plain(path, os.O_RDONLY | os.O_CREAT)
     except OSError as error:
+        raise ledger.refusal("lock", path, error) from None
+    with contextlib.suppress(PermissionError):  # of another user who created it just now
+        os.fchmod(descriptor, 0o644)  # whatever the umask: those who cannot open it cannot ever share devices with us
+    return descriptor
+
+
+def _holds(path: str, descriptor: int) -> bool:
+    """Try to lock the file; False if somebody else holds it, or if it is no longer the one at the path."""
+    try:
+        return lock_descriptor(descriptor, blocking=False) and _is_at(path, descriptor)
+    except OSError as error:
+        os.close(descriptor)
         raise ledger.refusal("lock", path, error) from None
 
 
@@ -207,37 +224,52 @@ def _is_at(path: str, descriptor: int) -> bool:
         return False
 
 
-def _free(devices: Sequence[D], claims: Iterable[Claim]) -> list[D]:
+def _free(devices: Sequence[D], claims: Sequence[Claim]) -> list[D]:
     taken = _Taken(claims)
     return [device for device in devices if device not in taken]
+
+
+def _check(chosen: Sequence[Claimable], free: Sequence[Claimable], amount: int, new: Sequence[Claim]) -> None:
+    """Raise unless the choice, which may be a stranger's, gives no device twice."""
+    strange = {id(device) for device in chosen} - {id(device) for device in free}
+    different = {device.uuid or device.token for device in chosen}
+    taken = _Taken(new)
+    if strange or not len(different) == len(chosen) == amount or any(taken.excludes(device) for device in chosen):
+        raise CoordinationError(
+            f"nothing is granted: the driver must choose {amount} different ones of the free devices, none of them a "
+            f"slice of another, not {', '.join(device.token for device in chosen) or 'none'}"
+        )
+
+
+class _Named:
+    """Devices by UUID where both sides know one, else by token: a container's 0 is another GPU than the host's."""
+
+    def __init__(self, names: Iterable[tuple[str | None, str | None]]) -> None:
+        pairs = list(names)
+        self._uuids = {uuid for uuid, _ in pairs if uuid}
+        self._tokens = {token for _, token in pairs if token}
+        self._bare = {token for uuid, token in pairs if token and not uuid}  # may be a UUID, too
+
+    def has(self, uuid: str | None, token: str | None) -> bool:
+        if not uuid:
+            return token in self._tokens
+        return uuid in self._uuids or uuid in self._bare or token in self._bare
 
 
 class _Taken:
     """What a set of claims takes: the same devices, the slices of those, and that of which they are slices."""
 
-    def __init__(self, claims: Iterable[Claim]) -> None:
-        claims = list(claims)
-        self._uuids = {claim.uuid for claim in claims} - {None}
-        self._parent_uuids = {claim.parent_uuid for claim in claims} - {None}
-        self._tokens = {claim.token for claim in claims}
-        self._parent_tokens = {claim.parent_token for claim in claims} - {None}
-        # Lines of Flink's script know no UUID. Where both sides have one, it decides: a container's 0 is another GPU.
-        self._bare_tokens = {claim.token for claim in claims if claim.uuid is None}
+    def __init__(self, claims: Sequence[Claim]) -> None:
+        self._devices = _Named((claim.uuid, claim.token) for claim in claims)
+        self._parents = _Named((claim.parent_uuid, claim.parent_token) for claim in claims)
 
     def __contains__(self, device: Claimable) -> bool:
-        if device.uuid is None:
-            return (
-                device.token in self._tokens
-                or device.token in self._parent_tokens
-                or device.parent_token in self._tokens
-            )
-        return (
-            device.uuid in self._uuids
-            or device.uuid in self._parent_uuids
-            or device.parent_uuid in self._uuids
-            or device.token in self._bare_tokens
-            or device.parent_token in self._bare_tokens
-        )
+        return self._devices.has(device.uuid, device.token) or self.excludes(device)
+
+    def excludes(self, device: Claimable) -> bool:
+        """Whether it is not claimed itself, but is a slice of what is, or has a slice that is."""
+        parent = device.parent_uuid, device.parent_token
+        return self._devices.has(*parent) or self._parents.has(device.uuid, device.token)
 
 
 def _same(claim: Claim, device: Claimable) -> bool:
@@ -264,7 +296,8 @@ def _owner(claim: Claim, here: Observer) -> Owner:
 def _refusal(wanted: int, devices: Sequence[Claimable], free: int, holdings: Iterable[Holding], asker: Owner) -> str:
     taken: dict[Owner, list[Holding]] = {}
     for holding in holdings:
-        if any(device in _Taken([holding.claim]) for device in devices):
+        takes = _Taken([holding.claim])
+        if any(device in takes for device in devices):
             taken.setdefault(holding.owner, []).append(holding)
     shown = [_holder(owner, held, asker) for owner, held in taken.items()][:_SHOWN]
     more = f"; and {len(taken) - _SHOWN} more owners" if len(taken) > _SHOWN else ""
