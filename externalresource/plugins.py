@@ -24,7 +24,7 @@ def create_driver(factory: str, options: Mapping[str, str]) -> ExternalResourceD
         driver = manager.hook.create_external_resource_driver(options=options)
     except ExternalResourceError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{name} could not create a driver: {_cause(error)}") from error
     if driver is None:
         raise PluginError(f"{name} created no driver: its create_external_resource_driver returned None")

@@ -1,0 +1,220 @@
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from externalresource.errors import ConfigurationError, PluginError
+from externalresource.plugins import create_driver
+
+FACTORY = """
+from externalresource.api import hookimpl
+
+class Driver:
+    def __init__(self, options):
+        self.options = options
+
+class Factory:
+    @hookimpl
+    def create_external_resource_driver(self, options):
+        return Driver(options)
+"""
+MODULE = FACTORY + "\n\n@hookimpl\ndef create_external_resource_driver(options):\n    return Driver(options)\n"
+OBJECT = FACTORY + "\n\nfactory = Factory()\n"
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Install a distribution: a module of its name, and the entry points that it offers to us."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    installed = []
+
+    def install(name: str, code: str, entry_points: Mapping[str, str]) -> None:
+        site = tmp_path / name
+        info = site / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (site / f"{name}.py").write_text(code, encoding="ascii")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="ascii")
+        lines = [f"{entry} = {value}" for entry, value in entry_points.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[externalresource]", *lines]), encoding="ascii")
+        sys.path.append(str(site))
+        installed.append(name)
+
+    yield install
+    for name in installed:
+        sys.modules.pop(name, None)
+
+
+def options_of(factory: str, options: Mapping[str, str] | None = None) -> Any:
+    """Return what the driver of the factory above was told."""
+    driver: Any = create_driver(factory, {"key": "value"} if options is None else options)
+    return driver.options
+
+
+def error_of(factory: str) -> str:
+    with pytest.raises(PluginError) as caught:
+        create_driver(factory, {})
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("value", ["fpga:Factory", "fpga:factory", "fpga"], ids=["class", "instance", "module"])
+@pytest.mark.parametrize("name", ["fpga", "org.apache.flink.externalresource.fpga.FPGADriverFactory"])
+def test_installed_plugin_is_found_by_its_name(name: str, value: str, install: Install) -> None:
+    install("fpga", MODULE + "factory = Factory()\n", {name: value})
+    assert options_of(name) == {"key": "value"}
+
+
+@pytest.mark.parametrize("path", ["fpga:Factory", "fpga:factory", "fpga:", "fpga:Inner.Factory"])
+def test_factory_is_found_by_its_import_path(path: str, install: Install) -> None:
+    install("fpga", MODULE + "factory = Factory()\nclass Inner:\n    Factory = Factory\n", {})
+    assert options_of(path) == {"key": "value"}
+
+
+@pytest.mark.parametrize("name", ["gpu", "org.apache.flink.externalresource.gpu.GPUDriverFactory"])
+def test_gpu_plugin_is_found_by_its_name_and_by_flinks(name: str) -> None:
+    assert type(create_driver(name, {"simulate": "1"})).__name__ == "GPUDriver"
+
+
+def test_module_may_be_two_plugins(install: Install) -> None:
+    install("fpga", MODULE, {"one": "fpga", "other": "fpga"})
+    assert options_of("one", {"a": "1"}) == {"a": "1"}
+    assert options_of("other", {"a": "2"}) == {"a": "2"}
+
+
+def test_each_call_makes_its_own_driver(install: Install) -> None:
+    install("fpga", OBJECT, {"fpga": "fpga:factory"})
+    assert create_driver("fpga", {}) is not create_driver("fpga", {})
+
+
+def test_broken_plugin_that_nobody_names_is_never_imported(install: Install) -> None:
+    install("broken", "raise SystemError('imported')", {"broken": "broken:Factory"})
+    install("fpga", OBJECT, {"fpga": "fpga:Factory"})
+    assert options_of("fpga") == {"key": "value"}
+    assert "broken" in error_of("nobody")
+    assert "broken" not in sys.modules
+
+
+BROKEN = {
+    "raises": ("raise ValueError('two\\nlines')", "ValueError: two lines"),
+    "exits": ("raise SystemExit(3)", "SystemExit: 3"),
+    "imports what is not there": ("import missing_library", "ModuleNotFoundError: No module named 'missing_library'"),
+    "is no Python": ("class", "SyntaxError: "),
+    "has no such name": ("", "AttributeError: module 'broken' has no attribute 'Factory'"),
+    "wants arguments": (
+        "class Factory:\n    def __init__(self, more): pass",
+        "TypeError: Factory.__init__() missing 1 required positional argument: 'more'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "cause"), BROKEN.values(), ids=BROKEN)
+def test_broken_plugin_that_is_named_is_an_error_with_all_that_one_needs(
+    code: str, cause: str, install: Install
+) -> None:
+    install("broken", code, {"fpga": "broken:Factory"})
+    by_name = error_of("fpga")
+    assert by_name.startswith("plugin 'fpga' (entry point broken:Factory of broken 1.0) could not be loaded: " + cause)
+    sys.modules.pop("broken", None)
+    assert error_of("broken:Factory").startswith("plugin 'broken:Factory' (import path) could not be loaded: " + cause)
+
+
+def test_cause_of_a_failure_is_kept(install: Install) -> None:
+    install("broken", "raise ValueError('why')", {"fpga": "broken"})
+    with pytest.raises(PluginError) as caught:
+        create_driver("fpga", {})
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_interrupt_during_an_import_comes_through(install: Install) -> None:
+    install("broken", "raise KeyboardInterrupt", {"fpga": "broken"})
+    with pytest.raises(KeyboardInterrupt):
+        create_driver("fpga", {})
+
+
+def test_two_packages_with_one_name_are_an_error_naming_both(install: Install) -> None:
+    install("first", OBJECT, {"fpga": "first:factory"})
+    install("second", OBJECT, {"fpga": "second:factory"})
+    assert error_of("fpga") == (
+        "plugin 'fpga' is ambiguous: first 1.0 and second 1.0 both provide it; uninstall one, "
+        "or name the import path (first:factory or second:factory)"
+    )
+    assert options_of("second:factory") == {"key": "value"}
+
+
+def test_same_package_found_twice_is_one(install: Install) -> None:
+    install("fpga", OBJECT, {"fpga": "fpga:factory"})
+    sys.path.append(sys.path[-1])
+    assert options_of("fpga") == {"key": "value"}
+
+
+def test_unknown_name_tells_what_is_installed_and_what_is_near(install: Install) -> None:
+    install("fpga", OBJECT, {"fpga": "fpga:factory"})
+    message = error_of("fgpa")
+    assert message.startswith("no installed plugin is called 'fgpa' (installed: ")
+    assert "fpga" in message
+    assert message.endswith("an import path is written package.module:Class), did you mean 'fpga'?")
+
+
+def test_unknown_name_where_nothing_is_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    assert "(installed: none; an import path is written package.module:Class)" in error_of("gpu")
+
+
+UNFIT = {
+    "misspelt hook": ("def create_external_resource_drivers(self, options): pass", "does not fit: "),
+    "misspelt argument": ("def create_external_resource_driver(self, option): pass", "does not fit: "),
+    "returns None": (
+        "def create_external_resource_driver(self, options): pass",
+        "created no driver: its create_external_resource_driver returned None",
+    ),
+    "raises": (
+        "def create_external_resource_driver(self, options): raise KeyError('a')",
+        "could not create a driver: KeyError: 'a'",
+    ),
+    "exits": (
+        "def create_external_resource_driver(self, options): raise SystemExit('bye')",
+        "could not create a driver: SystemExit: bye",
+    ),
+}
+
+
+@pytest.mark.parametrize(("method", "complaint"), UNFIT.values(), ids=UNFIT)
+def test_factory_that_does_not_do_its_part_is_an_error(method: str, complaint: str, install: Install) -> None:
+    code = f"from externalresource import hookimpl\nclass Factory:\n    @hookimpl\n    {method}"
+    install("unfit", code, {"fpga": "unfit:Factory"})
+    assert error_of("fpga").startswith(f"plugin 'fpga' (entry point unfit:Factory of unfit 1.0) {complaint}")
+    assert error_of("unfit:Factory").startswith(f"plugin 'unfit:Factory' (import path) {complaint}")
+
+
+def test_misspelt_hook_is_named(install: Install) -> None:
+    code = "from externalresource import hookimpl\n@hookimpl\ndef create_external_resource_drivr(options): pass"
+    install("unfit", code, {"fpga": "unfit"})
+    assert "create_external_resource_drivr" in error_of("fpga")
+
+
+def test_factory_without_a_mark_is_an_error(install: Install) -> None:
+    install("unfit", "class Factory:\n    def create_external_resource_driver(self, options): return 1", {})
+    assert error_of("unfit:Factory") == (
+        "plugin 'unfit:Factory' (import path) is no factory: "
+        "it has no create_external_resource_driver marked @externalresource.hookimpl"
+    )
+
+
+def test_our_own_errors_come_through_as_they_are(install: Install) -> None:
+    code = (
+        "from externalresource import ConfigurationError, hookimpl\n@hookimpl\n"
+        "def create_external_resource_driver(options): raise ConfigurationError('no such option')"
+    )
+    install("fpga", code, {"fpga": "fpga"})
+    with pytest.raises(ConfigurationError, match=r"^no such option$"):
+        create_driver("fpga", {})
+
+
+@pytest.mark.parametrize("path", [":", ":Factory", "missing_package:Factory", "os:path:join"])
+def test_import_path_that_leads_nowhere_is_an_error(path: str) -> None:
+    assert error_of(path).startswith(f"plugin {path!r} (import path) could not be loaded: ")
