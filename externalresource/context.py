@@ -43,14 +43,18 @@ class RuntimeContext:
     def environment(self) -> dict[str, str]:
         """Return the environment variables for a process that is to use exactly these devices.
 
-        PluginError if one of the drivers cannot say.
+        PluginError if one of the drivers cannot say, or if two want to set one variable each to its own devices.
         """
         variables: dict[str, str] = {}
+        setters: dict[str, str] = {}
         for name, infos in self._infos.items():
             environment = getattr(self._drivers[name], "environment", None)
             if environment is None:
                 raise PluginError(f"the driver of {name!r} sets no environment variables: it has no environment(infos)")
-            variables |= environment(infos)
+            for variable, value in environment(infos).items():
+                if variables.setdefault(variable, value) != value:
+                    raise PluginError(f"{setters[variable]!r} and {name!r} both set {variable}: a process has only one")
+                setters.setdefault(variable, name)
         return variables
 
     def close(self) -> None:
@@ -129,7 +133,8 @@ def _retrieved(name: str, driver: ExternalResourceDriver, amount: int) -> frozen
     except ExternalResourceError:
         raise
     except Exception as error:
-        raise PluginError(f"the driver of {name!r} failed: {type(error).__name__}: {error}") from error
+        said = " ".join(str(error).split())
+        raise PluginError(f"the driver of {name!r} failed: {type(error).__name__}: {said}") from error
     if len(infos) != amount:
         raise PluginError(f"the driver of {name!r} returned {len(infos)} devices, not the {amount} asked for")
     return infos

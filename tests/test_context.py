@@ -1,0 +1,377 @@
+import logging
+import os
+from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import pytest
+
+import externalresource
+from externalresource.api import ExternalResourceDriver, ExternalResourceInfo, hookimpl
+from externalresource.context import RuntimeContext, claim, runtime_context
+from externalresource.coordination import Coordination
+from externalresource.errors import ConfigurationError, ExternalResourceError, NotEnoughDevicesError, PluginError
+
+from .processes import in_child
+
+
+class Info:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def get_property(self, key: str) -> str | None:
+        return str(self.number) if key == "index" else None
+
+    def get_keys(self) -> Collection[str]:
+        return ("index",)
+
+
+class Driver:
+    """Gives `amount` infos, or what it was told to; remembers how often it was closed."""
+
+    def __init__(self, answer: object = None, *, fails_to_close: bool = False) -> None:
+        self.answer = answer
+        self.fails_to_close = fails_to_close
+        self.closed = 0
+
+    def retrieve_resource_info(self, amount: int) -> Any:
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return {Info(number) for number in range(amount)} if self.answer is None else self.answer
+
+    def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
+        return {"DEVICES": ",".join(sorted(info.get_property("index") or "" for info in infos)), "ORDER": "PCI"}
+
+    def close(self) -> None:
+        self.closed += 1
+        if self.fails_to_close:
+            raise OSError("cannot give back")
+
+
+class Plain:
+    def retrieve_resource_info(self, amount: int) -> AbstractSet[ExternalResourceInfo]:
+        return {Info(number) for number in range(amount)}
+
+
+class Ordered(Plain):
+    def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
+        return {"ORDER": "PCI"}
+
+
+class Factory:
+    """Makes the drivers above, by the options of the resource; remembers those options."""
+
+    seen: list[dict[str, str]] = []  # noqa: RUF012 - emptied for each test
+
+    @hookimpl
+    def create_external_resource_driver(self, options: Mapping[str, str]) -> ExternalResourceDriver:
+        self.seen.append(dict(options))
+        return Driver(NotEnoughDevicesError("none left") if "fail" in options else None)
+
+
+FACTORY = f"{__name__}:Factory"
+
+
+@pytest.fixture(autouse=True)
+def seen() -> Iterator[list[dict[str, str]]]:
+    Factory.seen.clear()
+    yield Factory.seen
+    Factory.seen.clear()
+
+
+def configuration(**resources: Mapping[str, object]) -> dict[str, object]:
+    return {"external-resources": list(resources), "external-resource": resources}
+
+
+def fpga(amount: int = 1, **param: str) -> dict[str, object]:
+    return {"amount": amount, "driver-factory.class": FACTORY, "param": param}
+
+
+def error_of(driver: ExternalResourceDriver, amount: int = 2) -> str:
+    with pytest.raises(PluginError) as caught:
+        RuntimeContext({"fpga": (driver, amount)})
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# What operators ask
+
+
+def test_each_operator_gets_the_same_infos() -> None:
+    context = RuntimeContext({"fpga": (Driver(), 2), "nic": (Plain(), 1)})
+    infos = context.get_external_resource_infos("fpga")
+    assert {info.get_property("index") for info in infos} == {"0", "1"}
+    assert context.get_external_resource_infos("fpga") == infos
+    assert len(context.get_external_resource_infos("nic")) == 1
+
+
+def test_infos_cannot_be_changed() -> None:
+    infos = RuntimeContext({"fpga": (Driver(), 1)}).get_external_resource_infos("fpga")
+    assert isinstance(infos, frozenset)
+
+
+def test_name_that_is_not_configured_is_an_error_naming_the_nearest() -> None:
+    context = RuntimeContext({"fpga": (Driver(), 1), "nic": (Driver(), 1)})
+    with pytest.raises(ConfigurationError) as caught:
+        context.get_external_resource_infos("fgpa")
+    assert str(caught.value) == (
+        "this process has no devices of a resource 'fgpa' (it has: fpga, nic), did you mean 'fpga'?"
+    )
+
+
+def test_process_without_resources_says_so() -> None:
+    with pytest.raises(ConfigurationError, match=r"no devices of a resource 'gpu' \(it has: none\)$"):
+        RuntimeContext({}).get_external_resource_infos("gpu")
+
+
+def test_lenient_answers_an_empty_set_as_flink_does() -> None:
+    assert RuntimeContext({}, lenient=True).get_external_resource_infos("gpu") == frozenset()
+
+
+def test_environment_is_that_of_all_drivers() -> None:
+    context = RuntimeContext({"nic": (Ordered(), 1), "fpga": (Driver(), 2), "other": (Ordered(), 1)})
+    assert context.environment() == {"DEVICES": "0,1", "ORDER": "PCI"}
+
+
+def test_two_resources_that_set_one_variable_to_different_devices_are_an_error() -> None:
+    context = RuntimeContext({"fpga": (Driver(), 1), "nic": (Ordered(), 1), "gpu": (Driver(), 2)})
+    with pytest.raises(PluginError, match=r"^'fpga' and 'gpu' both set DEVICES: a process has only one$"):
+        context.environment()
+
+
+def test_environment_of_a_driver_that_has_none_is_an_error() -> None:
+    with pytest.raises(PluginError, match=r"the driver of 'nic' sets no environment variables"):
+        RuntimeContext({"nic": (Plain(), 1)}).environment()
+
+
+# All or nothing
+
+
+@pytest.mark.parametrize("error", [NotEnoughDevicesError("none"), ValueError("foreign"), KeyboardInterrupt()], ids=repr)
+def test_what_was_claimed_is_given_back_when_a_later_resource_fails(error: BaseException) -> None:
+    one, two, three = Driver(), Driver(error), Driver()
+    with pytest.raises((type(error), PluginError)):
+        RuntimeContext({"one": (one, 1), "two": (two, 1), "three": (three, 1)})
+    assert (one.closed, two.closed, three.closed) == (1, 1, 0)
+
+
+def test_lenient_leaves_out_what_fails_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    drivers = {"one": (Driver(NotEnoughDevicesError("none left")), 1), "two": (Driver(), 1)}
+    context = RuntimeContext(drivers, lenient=True)
+    assert context.get_external_resource_infos("one") == frozenset()
+    assert len(context.get_external_resource_infos("two")) == 1
+    assert caplog.record_tuples == [
+        ("externalresource", logging.WARNING, "resource 'one' is left out: none left"),
+    ]
+
+
+def test_lenient_gives_back_what_a_failed_driver_may_hold() -> None:
+    driver = Driver({Info(0)})
+    with RuntimeContext({"one": (driver, 2)}, lenient=True):
+        pass
+    assert driver.closed == 1
+
+
+@pytest.mark.parametrize("amount", [1, 3])
+def test_driver_that_returns_another_number_is_an_error(amount: int) -> None:
+    driver = Driver({Info(0), Info(1)})
+    message = error_of(driver, amount)
+    assert message == f"the driver of 'fpga' returned 2 devices, not the {amount} asked for"
+    assert driver.closed == 1
+
+
+def test_one_device_twice_is_not_two() -> None:
+    one = Info(0)
+    assert error_of(Driver([one, one])).startswith("the driver of 'fpga' returned 1 devices, not the 2 asked for")
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (ValueError("what it\nsays"), "ValueError: what it says"),
+        (OSError(5, "no board"), "OSError: [Errno 5] no board"),
+        (7, "TypeError: 'int' object is not iterable"),
+        ([[]], "TypeError: unhashable type: 'list'"),
+    ],
+    ids=["raises", "raises OSError", "returns no set", "returns what cannot be in a set"],
+)
+def test_driver_that_fails_in_its_own_way_is_an_error_that_names_it(answer: object, cause: str) -> None:
+    assert error_of(Driver(answer)) == f"the driver of 'fpga' failed: {cause}"
+
+
+def test_our_own_errors_come_through_as_they_are() -> None:
+    error = NotEnoughDevicesError("none left")
+    with pytest.raises(NotEnoughDevicesError) as caught:
+        RuntimeContext({"fpga": (Driver(error), 1)})
+    assert caught.value is error
+
+
+# What is given back
+
+
+def test_end_of_the_with_block_gives_back() -> None:
+    driver = Driver()
+    with RuntimeContext({"fpga": (driver, 1)}) as context:
+        assert context.get_external_resource_infos("fpga")
+        assert driver.closed == 0
+    assert driver.closed == 1
+
+
+def test_error_in_the_with_block_gives_back() -> None:
+    driver = Driver()
+    with pytest.raises(ZeroDivisionError), RuntimeContext({"fpga": (driver, 1)}):
+        raise ZeroDivisionError
+    assert driver.closed == 1
+
+
+def test_closing_twice_gives_back_once() -> None:
+    driver = Driver()
+    context = RuntimeContext({"fpga": (driver, 1)})
+    context.close()
+    context.close()
+    assert driver.closed == 1
+
+
+def test_closed_context_has_no_infos() -> None:
+    context = RuntimeContext({"fpga": (Driver(), 1)})
+    context.close()
+    with pytest.raises(ConfigurationError):
+        context.get_external_resource_infos("fpga")
+
+
+def test_driver_that_fails_to_give_back_does_not_keep_the_others_from_it() -> None:
+    drivers = [Driver(), Driver(fails_to_close=True), Driver()]
+    context = RuntimeContext({str(number): (driver, 1) for number, driver in enumerate(drivers)})
+    with pytest.raises(OSError, match="cannot give back"):
+        context.close()
+    assert [driver.closed for driver in drivers] == [1, 1, 1]
+
+
+def test_driver_need_not_have_anything_to_give_back() -> None:
+    RuntimeContext({"nic": (Plain(), 1)}).close()
+
+
+# From a configuration
+
+
+def test_each_resource_gets_its_own_options(seen: list[dict[str, str]]) -> None:
+    config = configuration(fpga=fpga(1, board="a", speed="3"), other=fpga(2))
+    with runtime_context(config) as context:
+        assert len(context.get_external_resource_infos("fpga")) == 1
+        assert len(context.get_external_resource_infos("other")) == 2
+    assert seen == [{"board": "a", "speed": "3"}, {}]
+
+
+def test_overrides_win(seen: list[dict[str, str]]) -> None:
+    overrides = {"external-resource.fpga.amount": "3", "external-resource.fpga.param.board": "b"}
+    context = runtime_context(configuration(fpga=fpga(1, board="a")), overrides=overrides)
+    assert len(context.get_external_resource_infos("fpga")) == 3
+    assert seen == [{"board": "b"}]
+
+
+def test_resource_without_a_driver_has_no_infos() -> None:
+    context = runtime_context(configuration(fpga={"amount": 1}, other=fpga()))
+    with pytest.raises(ConfigurationError, match=r"'fpga' \(it has: other\)"):
+        context.get_external_resource_infos("fpga")
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (configuration(fpga={"amount": 0}), ConfigurationError),
+        (configuration(fpga={"amount": 1, "driver-factory.class": "missing"}), PluginError),
+        (configuration(fpga=fpga(1, fail="yes")), NotEnoughDevicesError),
+        (configuration(fpga=fpga(1), other={"amount": 1, "driver-factory.class": "missing:"}), PluginError),
+    ],
+    ids=["configuration", "plugin", "devices", "second plugin"],
+)
+def test_every_error_is_raised_at_once(config: Mapping[str, object], kind: type[ExternalResourceError]) -> None:
+    with pytest.raises(kind):
+        runtime_context(config)
+
+
+def test_lenient_leaves_out_a_resource_without_its_plugin(caplog: pytest.LogCaptureFixture) -> None:
+    config = configuration(fpga={"amount": 1, "driver-factory.class": "missing"}, other=fpga(1, fail="1"), good=fpga())
+    context = runtime_context(config, lenient=True)
+    assert context.get_external_resource_infos("fpga") == frozenset()
+    assert context.get_external_resource_infos("other") == frozenset()
+    assert len(context.get_external_resource_infos("good")) == 1
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "resource 'fpga' is left out",
+        "resource 'other' is left out",
+    ]
+
+
+# Without a configuration
+
+
+def test_claim_is_coordinated_and_of_one_device_by_default(seen: list[dict[str, str]]) -> None:
+    with claim("fpga", driver_factory=FACTORY) as context:
+        assert len(context.get_external_resource_infos("fpga")) == 1
+    assert seen == [{"enable-coordination-mode": "true"}]
+
+
+def test_options_of_a_claim_are_the_drivers_and_win(seen: list[dict[str, str]]) -> None:
+    claim("fpga", 2, driver_factory=FACTORY, options={"enable-coordination-mode": "false", "board": "a"}).close()
+    assert seen == [{"enable-coordination-mode": "false", "board": "a"}]
+
+
+def test_claim_takes_the_plugin_of_the_resources_name() -> None:
+    with pytest.raises(PluginError, match=r"no installed plugin is called 'fgpa'"):
+        claim("fgpa")
+
+
+@pytest.mark.parametrize("amount", [0, -1])
+def test_amount_of_a_claim_must_be_positive(amount: int, seen: list[dict[str, str]]) -> None:
+    with pytest.raises(ConfigurationError, match=f"^the amount of 'fpga' must be a positive integer, not {amount}$"):
+        claim("fpga", amount, driver_factory=FACTORY)
+    assert seen == []
+
+
+# With the GPU plugin, and the coordination file
+
+
+@pytest.fixture
+def ledger(tmp_path: Any) -> str:
+    return str(tmp_path / "gpus")
+
+
+def simulated(ledger: str, amount: int, **more: str) -> dict[str, object]:
+    param = {"simulate": "4", "coordination-file": ledger, "enable-coordination-mode": "true"} | more
+    return {"amount": amount, "driver-factory.class": "gpu", "param": param}
+
+
+def holders(ledger: str) -> list[int]:
+    return [holding.claim.pid for holding in Coordination(ledger, "gpu").held()]
+
+
+def test_devices_of_a_with_block_belong_to_this_process_until_its_end(ledger: str) -> None:
+    with externalresource.runtime_context(configuration(gpu=simulated(ledger, 3))) as context:
+        assert len(context.get_external_resource_infos("gpu")) == 3
+        assert holders(ledger) == [os.getpid()] * 3
+    assert holders(ledger) == []
+
+
+def test_first_resources_devices_are_free_again_when_the_second_fails(ledger: str) -> None:
+    with pytest.raises(ExternalResourceError, match="2 wanted, 1 of 4 free"):
+        runtime_context(configuration(one=simulated(ledger, 3), two=simulated(ledger, 2)))
+    assert holders(ledger) == []
+
+
+def test_fork_gives_nothing_back(ledger: str) -> None:
+    with claim("gpu", 2, options={"simulate": "4", "coordination-file": ledger}) as context:
+        in_child(context.close)
+        assert holders(ledger) == [os.getpid()] * 2
+        assert len(context.get_external_resource_infos("gpu")) == 2
+
+
+def test_context_gives_back_only_what_it_was_given(ledger: str) -> None:
+    options = {"simulate": "4", "coordination-file": ledger}
+    with claim("gpu", options=options) as outer:
+        with claim("gpu", 2, options=options):
+            assert len(holders(ledger)) == 3
+        assert len(holders(ledger)) == 1
+        (info,) = outer.get_external_resource_infos("gpu")
+        (holding,) = Coordination(ledger, "gpu").held()
+        assert holding.claim.uuid == info.get_property("uuid")
