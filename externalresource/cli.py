@@ -72,11 +72,15 @@ class _Run(click.Command):
             raise _RunFailed(error.format_message()) from None
 
 
+def _absolute(_ctx: click.Context, _option: click.Parameter, path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(path)
+
+
 def _driver_options(command: _F) -> _F:
     """Add the options that say which devices are meant."""
     options = [
         click.option("--simulate", metavar="MACHINE", help="Devices that are not there: 8, dgx-a100, machine.yaml."),
-        click.option("--coordination-file", metavar="PATH", help="Where the claims are kept."),
+        click.option("--coordination-file", metavar="PATH", callback=_absolute, help="Where the claims are kept."),
         click.option("--timeout", metavar="SECONDS", help="How long the driver and the lock may take."),
         click.option("-o", "--option", "option", metavar="KEY=VALUE", multiple=True, help="Any option of the driver."),
     ]

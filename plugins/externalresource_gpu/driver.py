@@ -2,18 +2,14 @@
 
 import json
 import os
-import re
 import shlex
 import sys
-import sysconfig
-import time
 from collections.abc import Collection, Mapping
 
 from externalresource.api import ExternalResourceInfo, hookimpl
 from externalresource.coordination import Coordination, Holding, Owner, identify
 from externalresource.errors import ConfigurationError, DiscoveryError, did_you_mean
-from externalresource_gpu import dialects
-from externalresource_gpu.child import Child, Overdue
+from externalresource_gpu import dialects, script
 from externalresource_gpu.device import Device
 from externalresource_gpu.options import FLAGS, PREFIX, VALUED, Options
 
@@ -22,8 +18,6 @@ _LONGEST = 86400
 _STARTING = 1.0  # seconds for the interpreter of our own script
 _OWN = ("discovery-script.path", "discovery-script.args", "discovery-script.timeout")
 _SCRIPT = tuple(name for name in (*FLAGS, *VALUED) if name not in ("list", "format", "owner-pid"))
-_TOKEN = re.compile(r"[\w.:/-]*\d[\w.:/-]*")  # an index, a UUID, a bus id: a word without any digit names no device
-_SHOWN = 2000  # characters of a script's stderr in an error
 
 
 class GPUInfo:
@@ -61,12 +55,12 @@ class GPUDriver:
 
     def __init__(self, options: Mapping[str, str]) -> None:
         _check_names(options)
-        self._script = _script(options.get("discovery-script.path"))
+        self._script = script.find(options.get("discovery-script.path"))
         self._timeout = _timeout(options)
         self._words = [*_split(options.get("discovery-script.args", "")), *_own_words(options)]
         # Of a script that is not ours we know neither the options nor what it claims.
         self._options = None
-        if self._script is None:
+        if self._script.ours:
             # Our script ends before we would kill it: it says what kept it, and takes back what it cannot deliver.
             if "discovery-script.timeout" in options or f"{PREFIX}TIMEOUT" not in os.environ:
                 self._words.insert(0, f"--timeout={self._timeout * 0.9:g}")
@@ -84,7 +78,8 @@ class GPUDriver:
         if amount < 1:
             raise ConfigurationError(f"the amount of GPUs must be a positive integer, not {amount}")
         if self._options is None:
-            infos = _parse(self._run(str(amount), *self._words), amount)
+            answer = self._script.run([str(amount), *self._words], self._timeout)
+            infos = [GPUInfo({"index": token}) for token in script.tokens(answer, amount)]
         else:
             owner = identify(os.getpid()) if self._options.coordination else None
             infos = self._ask(str(amount), *self._words, "--owner-pid", str(os.getpid()))
@@ -96,7 +91,7 @@ class GPUDriver:
     def devices(self) -> Collection[ExternalResourceInfo]:
         """Return all GPUs of this host; one that must not be handed out has the property `unusable`."""
         if self._options is None:
-            raise DiscoveryError(f"{self._script} cannot list devices: only our own discovery script does")
+            raise DiscoveryError(f"{self._script.name} cannot list devices: only our own discovery script does")
         return self._ask(*self._words, "--list")
 
     def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
@@ -116,35 +111,19 @@ class GPUDriver:
 
     def _coordination(self) -> Coordination:
         if self._options is None:
-            raise DiscoveryError(f"{self._script} keeps its own books: who holds what is known only of our own script")
+            raise DiscoveryError(
+                f"{self._script.name} keeps its own books: who holds what is known only of our own script"
+            )
         return Coordination(self._options.coordination_file, "gpu")
 
     def _ask(self, *words: str) -> list[GPUInfo]:
-        answer = self._run(*words, "--format", "json")
+        answer = self._script.run([*words, "--format", "json"], self._timeout)
         try:
             return [GPUInfo(properties) for properties in json.loads(answer)]
         except ValueError:  # a sitecustomize that prints, for example
             raise DiscoveryError(
                 f"something else printed into our discovery script's answer: {answer[:80]!r}"
             ) from None
-
-    def _run(self, *words: str) -> str:
-        """Return the script's stdout; DiscoveryError if it does not exit with 0 in time."""
-        command = (
-            [sys.executable, "-P", "-m", "externalresource_gpu.discovery"] if self._script is None else [self._script]
-        )
-        name = self._script or "the discovery script"
-        try:
-            status, out, err = Child([*command, *words]).result(time.monotonic() + self._timeout)
-        except Overdue:
-            raise DiscoveryError(
-                f"{name} did not answer within {self._timeout:g} s and was killed; see discovery-script.timeout"
-            ) from None
-        except OSError as error:
-            raise DiscoveryError(f"{name} could not be run: {error.strerror or error}") from None
-        if status != 0:
-            raise DiscoveryError(_failure(name, status, out, err, ours=self._script is None))
-        return out
 
 
 class GPUDriverFactory:
@@ -162,36 +141,6 @@ def _check_names(options: Mapping[str, str]) -> None:
                 f"the GPU driver has no option {name!r} (allowed: {', '.join((*_OWN, *_SCRIPT))})"
                 f"{did_you_mean(name, (*_OWN, *_SCRIPT))}"
             )
-
-
-def _script(path: str | None) -> str | None:
-    """Return the absolute path of somebody's script, or None for ours; ConfigurationError if it cannot be run."""
-    if path is None:
-        return None
-    if not path.strip():
-        raise ConfigurationError("discovery-script.path is empty; leave it out to use our own script")
-    looked = _places(path)
-    found = next((place for place in looked if os.path.isfile(place)), None)
-    if found is None:
-        what = "is a directory" if any(map(os.path.isdir, looked)) else "does not exist"
-        raise ConfigurationError(f"the discovery script {path} {what}; looked for {' and '.join(looked)}")
-    if not os.access(found, os.X_OK):
-        raise ConfigurationError(f"the discovery script {found} is not executable; chmod +x it")
-    ours = os.path.join(sysconfig.get_path("scripts"), "nvidia-gpu-discovery")
-    return None if os.path.exists(ours) and os.path.samefile(found, ours) else found
-
-
-def _places(path: str) -> list[str]:
-    """Return where Flink looks (FLINK_HOME, else the current folder), and then FLINK_PLUGINS_DIR, which Flink forgets.
-
-    Flink's default starts with `plugins/`, the usual name of that folder itself.
-    """
-    if os.path.isabs(path):
-        return [path]
-    places = [os.path.join(os.environ.get("FLINK_HOME") or os.getcwd(), path)]
-    if plugins := os.environ.get("FLINK_PLUGINS_DIR"):
-        places.append(os.path.join(plugins, path.removeprefix("plugins/")))
-    return places
 
 
 def _split(args: str) -> list[str]:
@@ -223,36 +172,6 @@ def _timeout(options: Mapping[str, str]) -> float:
             f"discovery-script.timeout must be a number of seconds, above 0 and at most {_LONGEST}, not {text!r}"
         )
     return seconds
-
-
-def _parse(out: str, amount: int) -> list[GPUInfo]:
-    """Return the devices that a script printed in Flink's protocol: exactly one line, tokens joined by commas.
-
-    Flink takes any words, any number of them, and of several lines the first: a wrong answer without a word.
-    """
-    lines = out.rstrip("\n").split("\n")
-    if len(lines) > 1 or not lines[0].strip():
-        what = f"{len(lines)} lines" if out.strip() else "nothing"
-        raise DiscoveryError(f"the discovery script printed {what}, not one line of devices: {out[:80]!r}")
-    tokens = [token.strip() for token in lines[0].split(",") if token.strip()]
-    seen: set[str] = set()
-    for token in tokens:
-        if not _TOKEN.fullmatch(token):
-            raise DiscoveryError(f"the discovery script printed {token[:80]!r}, which is neither an index nor a UUID")
-        if token in seen:
-            raise DiscoveryError(f"the discovery script printed device {token!r} more than once: {lines[0][:80]!r}")
-        seen.add(token)
-    if len(tokens) != amount:
-        raise DiscoveryError(f"the discovery script printed {len(tokens)} devices, not the {amount} asked for")
-    return [GPUInfo({"index": token}) for token in tokens]
-
-
-def _failure(name: str, status: int, out: str, err: str, *, ours: bool) -> str:
-    said = " ".join((err.strip() or out.strip()).split())[:_SHOWN]
-    if ours and said:
-        return said.removeprefix("nvidia-gpu-discovery: ")
-    how = f"was ended by signal {-status}" if status < 0 else f"exited with {status}"
-    return f"{name} {how}: {said or 'it said nothing'}"
 
 
 def _device(info: GPUInfo) -> Device:

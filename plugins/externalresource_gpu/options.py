@@ -52,11 +52,11 @@ class Options:
     """What was asked for; ConfigurationError if that is not allowed. The arguments win over the environment."""
 
     def __init__(self, words: "Sequence[str]", environment: "Mapping[str, str]") -> None:
-        given = _from_environment(environment) | _from_words(words)
+        given = _merged(_from_environment(environment), _from_words(words))
         self.list: bool = _flag(given, "list")
         self.amount: int = 0 if self.list else _amount(given.get("amount"))
         self.coordination: bool = _flag(given, "enable-coordination-mode")
-        self.coordination_file: str = given.get("coordination-file") or DEFAULT_COORDINATION_FILE
+        self.coordination_file: str = _absolute(given.get("coordination-file") or DEFAULT_COORDINATION_FILE)
         self.simulate: str | None = given.get("simulate")
         self.backend: str = _one_of(given, "backend", backends.NAMES)
         self.format: str = _one_of(given, "format", FORMATS)
@@ -65,6 +65,19 @@ class Options:
         self.log_file: str | None = given.get("log-file")
         if self.simulate is not None and self.backend not in ("auto", "simulated"):
             raise ConfigurationError(f"--simulate {self.simulate} and --backend {self.backend} exclude each other")
+
+
+def _merged(environment: "Mapping[str, str]", words: "Mapping[str, str]") -> dict[str, str]:
+    """Return both; what was said in words wins, also over what contradicts it in the environment."""
+    said = {"backend", "simulate"} & words.keys()
+    kept = {name: value for name, value in environment.items() if not (said and name in ("backend", "simulate"))}
+    return kept | dict(words)
+
+
+def _absolute(path: str) -> str:
+    if not path.startswith("/"):  # each TaskManager has its own current folder, and Flink keeps quotes in arguments
+        raise ConfigurationError(f"option --coordination-file must be an absolute path, not {path!r}")
+    return path
 
 
 def _from_words(words: "Sequence[str]") -> dict[str, str]:

@@ -221,7 +221,10 @@ def test_owner_is_this_process_whatever_the_environment_says(monkeypatch: pytest
 def test_path_of_our_own_script_is_ours(tmp_path: Path, ledger: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(INSTALLED)
-    for path in (INSTALLED, link):
+    of_another_environment = tmp_path / "nvidia-gpu-discovery"
+    of_another_environment.write_bytes(INSTALLED.read_bytes())
+    of_another_environment.chmod(0o755)
+    for path in (INSTALLED, link, of_another_environment):
         driver = GPUDriver(COORDINATED | {"discovery-script.path": str(path)})
         assert values(driver.retrieve_resource_info(1), "memory.total") == ["40960"]
         driver.close()

@@ -237,3 +237,14 @@ def test_help_shows_every_option_in_lines_that_fit_a_terminal() -> None:
     for name in (*VALUED, *FLAGS, "help"):
         assert f"\n  --{name} " in USAGE
     assert max(map(len, USAGE.splitlines())) <= 120
+
+
+def test_what_the_arguments_say_of_the_devices_wins_over_all_that_the_environment_says_of_them() -> None:
+    assert parsed("2", "--simulate=2", environment={f"{PREFIX}BACKEND": "nvml"})["backend"] == "auto"
+    assert parsed("2", "--backend=nvml", environment={f"{PREFIX}SIMULATE": "2"})["simulate"] is None
+
+
+@pytest.mark.parametrize("path", ["claims", "./claims", '"/var/tmp/claims"'])
+def test_a_coordination_file_that_depends_on_the_current_folder_is_refused(path: str) -> None:
+    expected = f"option --coordination-file must be an absolute path, not {path!r}"
+    assert refusal("2", "--coordination-file", path) == expected
