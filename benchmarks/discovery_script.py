@@ -341,7 +341,7 @@ def main(runs: int, gpus: Sequence[int], home: Path | None, *, quick: bool) -> N
         report_machine(flink, make_standin(folder))
         with processes(max(gpus)) as dead:
             pass
-        own = {key: value for key, value in os.environ.items() if not key.startswith("EXTERNALRESOURCE_")}
+        own = {key: value for key, value in os.environ.items() if not key.startswith(("EXTERNALRESOURCE_", "PYTHON"))}
         bench = Bench(
             ours=Script("ours", (str(OURS), "--backend", "nvidia-smi"), folder / "ours", our_ledger(folder)),
             flinks=Script("Flink's", (str(flink / PLUGIN),), folder / "flinks", flinks_ledger),
