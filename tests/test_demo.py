@@ -1,3 +1,4 @@
+import contextlib
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from externalresource import demo
+from externalresource.demo_host import Host, Report
 from externalresource.errors import ConfigurationError, ExternalResourceError
 
 _DEMO = "import sys; from externalresource import demo; sys.exit(demo.run(*map(int, sys.argv[1:])))"
@@ -146,14 +148,22 @@ def test_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
     _assert_nothing_is_left(tmp_path, process.pid)
 
 
-def test_what_keeps_a_task_manager_from_its_gpu_is_the_error(tmp_path: Path) -> None:
-    pytest.importorskip("sklearn", reason="the demo needs externalresource[demo]")
-    settings = {"EXTERNALRESOURCE_GPU_SIMULATE": "0", "EXTERNALRESOURCE_GPU_BACKEND": "nvml"}
-    with _start(tmp_path, 2, 2, **settings) as process:
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "TaskManager 1 got no GPU: --simulate 2 and --backend nvml exclude each other" in err
-    _assert_nothing_is_left(tmp_path, process.pid)
+def test_refusal_while_a_gpu_is_free_is_an_error() -> None:
+    with pytest.raises(ExternalResourceError, match=r"^TaskManager 1 got no GPU: the driver hangs$"):
+        demo._show_reports([Report(number=1, pid=42, refused="the driver hangs")], 1, print)
+
+
+def test_gpu_given_twice_is_an_error() -> None:
+    both = [Report(number=number, pid=number, devices=["0"]) for number in (1, 2)]
+    with pytest.raises(ExternalResourceError, match=r"^one GPU was given to two TaskManagers: 0, 0$"):
+        demo._show_reports(both, 2, print)
+
+
+def test_task_manager_that_breaks_is_an_error_with_its_last_words(tmp_path: Path) -> None:
+    with contextlib.closing(Host(str(tmp_path), 1, simulated=True)) as host:
+        host._libraries = "no_such_library"
+        with pytest.raises(ExternalResourceError, match=r"^TaskManager 1 failed: .* no_such_library works here$"):
+            host.start(1)
 
 
 def test_missing_library_is_named_with_the_remedy(tmp_path: Path) -> None:
