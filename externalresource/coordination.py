@@ -273,9 +273,7 @@ class _Taken:
 
 
 def _same(claim: Claim, device: Claimable) -> bool:
-    if claim.uuid is None or device.uuid is None:
-        return claim.token == device.token
-    return claim.uuid == device.uuid
+    return claim.uuid == device.uuid if claim.uuid and device.uuid else claim.token == device.token
 
 
 def _owner(claim: Claim, here: Observer) -> Owner:

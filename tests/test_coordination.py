@@ -505,6 +505,13 @@ def test_only_ones_own_is_given_back(path: str, start: Start) -> None:
     assert [holding.claim.pid for holding in shared.held()] == [holder.pid]
 
 
+@pytest.mark.parametrize("device", [Device("7"), Device("7", "")], ids=repr)
+def test_device_without_a_uuid_is_given_back_by_its_name(device: Device, path: str) -> None:
+    claim(path, 2, [device, Device("8")])
+    assert Coordination(path, "gpu").release([Device("7", "GPU-7")], me()) == 1
+    assert [line.split()[0] for line in content(path).splitlines()] == ["8"]
+
+
 def test_line_of_flinks_own_script_is_never_given_back(path: str) -> None:
     Path(path).write_text(f"0 {os.getpid()}\n", encoding="ascii")
     assert Coordination(path, "gpu").release(gpus(1), me()) == 0
