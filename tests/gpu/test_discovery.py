@@ -180,16 +180,16 @@ def ended(pid: int) -> bool:
 
 
 def waits_for_nvidia_smi(pid: int) -> bool:
-    """Whether the script knows its owner and reads from nvidia-smi, for which it lets no read block."""
+    """Whether the script knows its owner and reads from nvidia-smi: it lets no read of those pipes block."""
     try:
-        infos = [Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text() for descriptor in descriptors(pid)]
+        return any(is_unblocked_pipe(pid, descriptor) for descriptor in os.listdir(f"/proc/{pid}/fd"))
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return any(int(info.split()[3], 8) & os.O_NONBLOCK for info in infos)
 
 
-def descriptors(pid: int) -> list[str]:
-    return [descriptor for descriptor in os.listdir(f"/proc/{pid}/fdinfo") if int(descriptor) > 2]
+def is_unblocked_pipe(pid: int, descriptor: str) -> bool:
+    flags = Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text().split()[3]
+    return os.readlink(f"/proc/{pid}/fd/{descriptor}").startswith("pipe:") and bool(int(flags, 8) & os.O_NONBLOCK)
 
 
 def waits_for_the_lock(pid: int) -> bool:
@@ -511,8 +511,14 @@ def test_closed_stdout_is_an_answer_that_cannot_be_written(host: Host) -> None:
 def test_closed_stdin_and_stderr_do_not_matter(host: Host) -> None:
     answer = host.ask("1", *COORDINATED, command=["/bin/sh", "-c", 'exec "$@" <&- 2>&-', "sh", *MODULE])
     assert answer.devices == "0"
-    closed = host.ask("two", command=["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *MODULE])
-    assert (closed.status, closed.err) == (2, "")
+
+
+def test_closed_stderr_does_not_become_another_file(host: Host) -> None:
+    refused = host.ask(
+        "3", *COORDINATED, f"--log-file={host.log}", command=["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", *MODULE]
+    )
+    assert (refused.status, refused.out, refused.err) == (1, "", "")
+    assert len(host.logged()) == 1
 
 
 # A backend whose answer comes when the time is over.
