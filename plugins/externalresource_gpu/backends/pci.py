@@ -13,7 +13,7 @@ def numa_node(bus_id: str, devices: str = "/sys/bus/pci/devices") -> int | None:
     """Return the NUMA node that the device is attached to; None where the machine does not tell."""
     domain, _, rest = bus_id.lower().partition(":")
     try:
-        with open(os.path.join(devices, f"{int(domain, 16):04x}:{rest}", "numa_node"), encoding="ascii") as file:
+        with open(os.path.join(devices, f"{int(domain, 16):04x}:{rest}", "numa_node"), "rb") as file:
             node = int(file.read())
     except (OSError, ValueError):
         return None
