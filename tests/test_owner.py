@@ -95,6 +95,9 @@ def test_identity_tells_what_it_saw(living: subprocess.Popen[bytes]) -> None:
         "time_namespace": here.time_namespace,
         "uid": os.getuid(),
         "program": "sleep",
+        "pidfd_inode": who.pidfd_inode,
+        "witness": None,
+        "until_children_exit": False,
     }
     assert who.start_time
 
@@ -136,7 +139,9 @@ def test_process_whose_pid_another_one_has_now_is_gone() -> None:
 
 
 def test_process_of_an_unknown_start_is_held_by_whoever_has_its_pid_now(living: subprocess.Popen[bytes]) -> None:
-    assert not is_gone(Owner(living.pid, pid_namespace=observer().pid_namespace))
+    here = observer()
+    assert not gone(Owner(living.pid, pid_namespace=here.pid_namespace, time_namespace=here.time_namespace), here)
+    assert not gone(Owner(living.pid, pid_namespace=here.pid_namespace), here)
 
 
 def test_claim_of_another_boot_is_gone(living: subprocess.Popen[bytes]) -> None:
@@ -167,7 +172,7 @@ def test_container_with_a_boot_id_of_its_own_sees_and_is_seen_as_living(tmp_path
     inside, gone_to_itself, outside_gone = in_namespaces(look, NEW_PIDS)
     assert not gone_to_itself
     assert not outside_gone
-    assert not is_gone(inside)
+    assert not gone(inside, dataclasses.replace(observer(), pid_namespace=1))  # to another container
     assert inside.same_process(inside)
 
 
@@ -342,7 +347,10 @@ def test_without_a_proc_of_its_own_only_a_missing_process_is_gone() -> None:
         ended(child)
         return living, gone(who, here)
 
-    assert in_namespaces(look, NEW_PIDS, own_proc=False) == (False, True)
+    def outer() -> tuple[bool, bool]:  # in whose /proc another process has the child's pid
+        return in_namespaces(look, NEW_PIDS, own_proc=False)
+
+    assert in_namespaces(outer, NEW_PIDS) == (False, True)
 
 
 def test_outer_proc_is_not_ours_though_the_pid_is_the_same_in_both() -> None:

@@ -123,8 +123,16 @@ def test_broken_plugin_that_is_named_is_an_error_with_all_that_one_needs(
     assert error_of("broken:Factory").startswith("plugin 'broken:Factory' (import path) could not be loaded: " + cause)
 
 
-def test_cause_of_a_failure_is_kept(install: Install) -> None:
-    install("broken", "raise ValueError('why')", {"fpga": "broken"})
+@pytest.mark.parametrize(
+    "code",
+    [
+        "{}",
+        "from externalresource import hookimpl\n@hookimpl\ndef create_external_resource_driver(options): {}",
+    ],
+    ids=["import", "factory"],
+)
+def test_cause_of_a_failure_is_kept(code: str, install: Install) -> None:
+    install("broken", code.format("raise ValueError('why')"), {"fpga": "broken"})
     with pytest.raises(PluginError) as caught:
         create_driver("fpga", {})
     assert isinstance(caught.value.__cause__, ValueError)
