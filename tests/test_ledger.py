@@ -183,8 +183,11 @@ def test_field_of_a_wrong_type_is_an_error(key: str, value: Any, path: str) -> N
     assert "line 1: cannot read" in error_of(lambda: ledger.read(path))
 
 
-@pytest.mark.parametrize(("key", "value"), [("uuid", 5), ("start_time", "5"), ("class", 5), ("pid_namespace", "5")])
-def test_text_is_no_number_and_a_number_no_text(key: str, value: Any, path: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("uuid", 5), ("start_time", "5"), ("class", 5), ("pid_namespace", "5"), ("uuid", True), ("start_time", True)],
+)
+def test_text_a_number_and_a_truth_are_three_things(key: str, value: Any, path: str) -> None:
     Path(path).write_text(f"0 7 {json.dumps({key: value})}\n", encoding="ascii")
     assert "line 1: cannot read" in error_of(lambda: ledger.read(path))
 
