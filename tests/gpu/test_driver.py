@@ -292,6 +292,16 @@ def test_close_gives_back_exactly_its_own(ledger: Path) -> None:
     assert claimed(ledger) == []
 
 
+def test_close_tells_devices_apart_that_have_one_index(ledger: Path) -> None:
+    # Two containers, say, that each count their GPUs from 0.
+    first, second = (GPUDriver(COORDINATED | {"simulate": machine}) for machine in ("dgx-1", "dgx-a100"))
+    assert [retrieved(first, 1), retrieved(second, 1)] == [["0"], ["0"]]
+    second.close()
+    assert claimed(ledger) == mine("0")
+    first.close()
+    assert claimed(ledger) == []
+
+
 def test_closed_driver_can_retrieve_again(ledger: Path) -> None:
     driver = GPUDriver(COORDINATED)
     for _ in range(2):
