@@ -645,7 +645,9 @@ def test_hanging_nvidia_smi_is_killed_and_named(host: Host) -> None:
 def test_lock_that_is_held_is_named_and_nothing_is_recorded_later(host: Host) -> None:
     with host.locked():
         reason = host.ask("1", *COORDINATED, "--timeout=1").reason
-        assert reason.startswith(f"{host.ledger}.lock was not free in time: another process holds this lock")
+        assert reason.startswith(
+            f"{host.ledger}.lock was not free in time, so nothing is granted: it is locked by pid "
+        )
     assert host.claims() == []
 
 
