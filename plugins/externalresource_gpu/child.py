@@ -87,7 +87,7 @@ class Child:
         for descriptor in self._kept:
             os.set_blocking(descriptor, False)
             poll.register(descriptor, select.POLLIN)
-        unfinished, pause = len(self._kept), 0.0005
+        unfinished, pause = len(self._kept), 0.00005  # it is nearly gone when its streams end
         while not self._ended():
             left = deadline - time.monotonic()
             if left <= 0:
