@@ -397,6 +397,7 @@ def test_owner_that_ends_while_nvidia_smi_runs_gets_nothing(
     script = host.start("1", *COORDINATED, f"--owner-pid={sleeper.pid}", "--timeout=60")
     assert eventually(lambda: waits_for_nvidia_smi(script.pid))
     sleeper.kill()
+    assert eventually(lambda: ended(sleeper.pid))
     if reaped:
         sleeper.wait()
     host.go.touch()
@@ -645,9 +646,7 @@ def test_hanging_nvidia_smi_is_killed_and_named(host: Host) -> None:
 def test_lock_that_is_held_is_named_and_nothing_is_recorded_later(host: Host) -> None:
     with host.locked():
         reason = host.ask("1", *COORDINATED, "--timeout=1").reason
-        assert reason.startswith(
-            f"{host.ledger}.lock was not free in time, so nothing is granted: it is locked by pid "
-        )
+        assert reason.startswith(f"{host.ledger}.lock was not free in time")
     assert host.claims() == []
 
 
