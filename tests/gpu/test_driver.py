@@ -14,6 +14,7 @@ from externalresource.api import ExternalResourceInfo
 from externalresource.errors import ConfigurationError, CoordinationError, DiscoveryError
 from externalresource.plugins import create_driver
 from externalresource_gpu.driver import GPUDriver, GPUDriverFactory, GPUInfo
+from externalresource_gpu.script import _is_ours
 
 INSTALLED = Path(sysconfig.get_path("scripts")) / "nvidia-gpu-discovery"
 COORDINATED = {"simulate": "4", "enable-coordination-mode": "true"}
@@ -229,6 +230,10 @@ def test_path_of_our_own_script_is_ours(tmp_path: Path, ledger: Path) -> None:
         assert values(driver.retrieve_resource_info(1), "memory.total") == ["40960"]
         driver.close()
         assert claimed(ledger) == []
+
+
+def test_script_that_cannot_be_read_is_not_taken_for_ours(tmp_path: Path) -> None:
+    assert not _is_ours(str(tmp_path))  # root may read all but a folder
 
 
 def test_refusal_of_our_own_script_is_the_error(ledger: Path) -> None:
