@@ -1,6 +1,6 @@
 """What the author of a driver imports: `hookimpl`, the factory's specification, and what a driver must answer."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
@@ -8,7 +8,7 @@ import pluggy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from externalresource.coordination import Holding
+    from externalresource.coordination import Holding, Owner
 
 PROJECT = "externalresource"  # of the hooks, and the entry-point group of the plugins
 
@@ -60,8 +60,18 @@ class Environment(Protocol):
 class Holders(Protocol):
     """A driver whose devices are coordinated between the processes of a host."""
 
-    def held(self) -> Collection["Holding"]:
-        """Return who holds which device, dead owners included."""
+    def held(self, owner: "Owner | None" = None) -> Collection["Holding"]:
+        """Return who holds which device, dead owners included; only what one owner holds, if that is given."""
+
+    def drop(self, which: Callable[["Holding"], bool]) -> Collection["Holding"]:
+        """Strike out the claims for which `which` answers True, and return them."""
+
+
+class Keeping(Protocol):
+    """A driver whose claims rest on something that an exec would end."""
+
+    def keep_over_exec(self) -> None:
+        """Let what was retrieved outlast an exec of this process: it stays the owner, and close() is never called."""
 
 
 class ExternalResourceDriverFactory:
@@ -74,6 +84,7 @@ class ExternalResourceDriverFactory:
         The options are the resource's own `external-resource.NAME.param.` keys without that prefix. Raise
         ConfigurationError for one that is unknown or has a wrong value. `externalresource.claim` and the command line
         set some that mean the same for every driver: `enable-coordination-mode` (`true`),
-        `coordination-file` (a path), `simulate` (devices that are not there) and `timeout` (seconds).
+        `coordination-file` (a path), `simulate` (devices that are not there), `timeout` and `wait` (seconds) and
+        `until-children-exit` (`true`).
         """
         raise NotImplementedError

@@ -20,6 +20,7 @@ class RuntimeContext:
     def __init__(self, resources: Mapping[str, tuple[ExternalResourceDriver, int]], *, lenient: bool = False) -> None:
         """Retrieve all, or raise and hold none; `lenient` leaves out the resources that fail, as Flink does."""
         self._lenient = lenient
+        self._closed = False
         self._infos: dict[str, frozenset[ExternalResourceInfo]] = {}
         self._drivers: dict[str, ExternalResourceDriver] = {}
         with ExitStack() as undo:
@@ -59,10 +60,16 @@ class RuntimeContext:
 
     def close(self) -> None:
         """Give the devices back; harmless when called twice."""
+        self._closed = True
         drivers, self._drivers, self._infos = self._drivers, {}, {}
         with ExitStack() as closing:  # one that fails does not keep the others from giving back theirs
             for driver in drivers.values():
                 closing.callback(getattr(driver, "close", _nothing))
+
+    def keep_over_exec(self) -> None:
+        """Let the devices outlast an exec of this process, which then is another program and still their owner."""
+        for driver in self._drivers.values():
+            getattr(driver, "keep_over_exec", _nothing)()
 
     def __enter__(self) -> Self:
         return self

@@ -1,47 +1,43 @@
 """Claim devices, give them back, see who holds them: the coordination file under its lock.
 
-The lock is flock(2) on `FILE.lock`, which is never replaced or removed by us; the file itself is replaced whole.
 Flink's own script edits the very file that it locks, and so hands out devices twice.
 """
 
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic
 
-from filelock import lock_descriptor, unlock_descriptor
-
-from externalresource import ledger
+from externalresource import ledger, matching, waiting, witness
 from externalresource import owner as processes
 from externalresource.errors import ConfigurationError, CoordinationError, NotEnoughDevicesError
 from externalresource.ledger import Claim
+from externalresource.lock import locked
+from externalresource.matching import Claimable, D
 from externalresource.owner import Observer, Owner, identify
+from externalresource.waiting import Place
+from externalresource.witness import Witness
 
-__all__ = ["Choose", "Claim", "Claimable", "Coordination", "Holding", "Owner", "first", "identify", "lives"]
+__all__ = [
+    "Choose",
+    "Claim",
+    "Claimable",
+    "Coordination",
+    "Holding",
+    "Owner",
+    "Witness",
+    "first",
+    "identify",
+    "in_container",
+    "lives",
+]
 
 DEFAULT_TIMEOUT = 9.0  # seconds: Flink's 10 for a discovery script, less its start
-_PAUSE = 0.0005, 0.01  # seconds between two looks at the lock: the first, and the longest
+_PAUSE = 0.05, 0.5  # seconds between two looks of a waiting process: the first, and the longest
 _SHOWN = 8  # owners that a refusal names
 
-
-class Claimable(Protocol):
-    """A device that can be claimed. Its UUID identifies it where there is one, else its token."""
-
-    @property
-    def token(self) -> str: ...
-    @property
-    def uuid(self) -> str | None: ...
-    @property
-    def parent_uuid(self) -> str | None:
-        """The device of which this is a slice; the two exclude each other."""
-
-    @property
-    def parent_token(self) -> str | None: ...
-
-
-D = TypeVar("D", bound=Claimable)
 Choose = Callable[[Sequence[D], Sequence[Claim], int], Sequence[D]]
 
 
@@ -63,20 +59,35 @@ def first(free: Sequence[D], claims: Sequence[Claim], amount: int) -> Sequence[D
     return free[:amount]
 
 
+def in_container() -> bool:
+    """Return whether there may be processes to which this one's pid means nothing."""
+    return processes.observer().in_container
+
+
 def lives(owner: Owner) -> bool:
     """Return False only if that process provably is no more."""
     return not processes.gone(owner, processes.observer())
 
 
 class Coordination:
-    """The devices of one class on this host, as the processes that share one coordination file divide them."""
+    """The devices of one class on this host, as the processes that share one coordination file divide them.
+
+    `pause` is called with seconds and a reason between two looks of a process that waits for devices.
+    """
 
     def __init__(
-        self, path: str, device_class: str, *, gone: Callable[[Owner, Observer], bool] = processes.gone
+        self,
+        path: str,
+        device_class: str,
+        *,
+        gone: Callable[[Owner, Observer], bool] = processes.gone,
+        pause: Callable[[float, str], None] = lambda seconds, _reason: time.sleep(seconds),
     ) -> None:
         self.path = path
         self._class = device_class
         self._gone = gone
+        self._pause = pause
+        self._witnesses: dict[str, Witness] = {}
 
     def claim(
         self,
@@ -86,47 +97,111 @@ class Coordination:
         *,
         choose: Choose[D] = first,
         deadline: float | None = None,
+        wait: float = 0,
     ) -> list[D]:
         """Record `amount` of the devices for `owner` and return them: none that a living owner may hold.
 
         `choose` picks among the free ones, under the lock; `deadline` (of `time.monotonic`) bounds the wait for it.
+        With `wait` (seconds) devices that others hold are queued for, first come, first served.
         Raises NotEnoughDevicesError, which says who holds them; CoordinationError if the file cannot be used.
         """
         if amount < 1:
             raise ConfigurationError(f"the amount must be a positive integer, not {amount}")
         if amount > len(devices):
             raise NotEnoughDevicesError(f"{amount} wanted, this host has {len(devices)}")
-        with self._locked(deadline):
-            claims = self._read()
-            free = _free(devices, claims)
-            if len(free) < amount:  # only now: with 1,023 owners a look at each costs twenty times the rest
-                claims = self._without_the_dead(claims)
-                free = _free(devices, claims)
-            if len(free) < amount:
-                raise NotEnoughDevicesError(_refusal(amount, devices, len(free), self._holdings(claims), owner))
-            chosen = list(choose(free, claims, amount))
-            new = [self._new_claim(device, owner) for device in chosen]
-            _check(chosen, free, amount, new)
-            ledger.write(self.path, ledger.append(claims, new))
+        request = _Request(devices, amount, owner, choose)
+        with contextlib.ExitStack() as undo:
+            if owner.witness is None and in_container():
+                stand_in = self._stand_in(owner)
+                undo.callback(stand_in.close)
+                request = replace(request, owner=replace(owner, witness=stand_in.name))
+                self._witnesses[stand_in.name] = stand_in
+            chosen = self._claim_in_turn(request, deadline, wait)
+            undo.pop_all()
         return chosen
 
     def release(self, devices: Iterable[Claimable], owner: Owner, *, deadline: float | None = None) -> int:
         """Give back those of the devices that this owner holds; return how many those were."""
         given_back = list(devices)
+
+        def is_given_back(claim: Claim) -> bool:
+            if claim.pid != owner.pid or not _owner(claim, here).same_process(owner):
+                return False
+            return any(matching.same(claim, device) for device in given_back)
+
         with self._locked(deadline):
             claims, here = self._read(), processes.observer()
-            kept = [
-                claim
-                for claim in claims
-                if not (_owner(claim, here).same_process(owner) and any(_same(claim, device) for device in given_back))
-            ]
-            if len(kept) < len(claims):
-                ledger.write(self.path, kept)
+            kept = [claim for claim in claims if not is_given_back(claim)]
+            self._write(claims, kept)
         return len(claims) - len(kept)
 
-    def held(self) -> list[Holding]:
-        """Return who holds what. Needs no lock: the file is only ever replaced whole."""
-        return self._holdings(self._read())
+    def drop(self, which: Callable[[Holding], bool], *, deadline: float | None = None) -> list[Holding]:
+        """Strike out the claims for which `which` answers True, and return them."""
+        with self._locked(deadline):
+            claims = self._read()
+            decided = [(holding, which(holding)) for holding in self._holdings(claims)]
+            self._write(claims, [holding.claim for holding, dropped in decided if not dropped])
+        return [holding for holding, dropped in decided if dropped]
+
+    def held(self, owner: Owner | None = None) -> list[Holding]:
+        """Return who holds what, or what one owner holds. Needs no lock: the file is only ever replaced whole."""
+        holdings = self._holdings(self._read())
+        return [holding for holding in holdings if owner is None or holding.owner.same_process(owner)]
+
+    def _stand_in(self, owner: Owner) -> Witness:
+        """Return a lock by which other containers, where the owner's pid means nothing, see that it lives."""
+        witness = Witness(self.path)
+        if owner.pid != os.getpid():
+            try:
+                witness.post(owner)
+            except CoordinationError:
+                witness.close()
+                raise
+        return witness
+
+    def _claim_in_turn(self, request: "_Request[D]", deadline: float | None, wait: float) -> list[D]:
+        end = time.monotonic() + wait
+        try:
+            return self._claim_now(request, deadline, None)
+        except NotEnoughDevicesError:
+            if wait <= 0:
+                raise
+        with contextlib.closing(Witness(self.path)) as turn:
+            place = waiting.place(turn.name, request.amount, request.devices)
+            seconds, longest = _PAUSE
+            while True:
+                try:
+                    return self._claim_now(request, None, place)
+                except NotEnoughDevicesError as error:
+                    if time.monotonic() >= end:
+                        raise NotEnoughDevicesError(f"{error}; waited {wait:g} s for them") from None
+                    self._pause(min(seconds, end - time.monotonic()), str(error))
+                seconds = min(seconds * 2, longest)
+
+    def _claim_now(self, request: "_Request[D]", deadline: float | None, place: Place | None) -> list[D]:
+        """Claim what is free and not kept for those who came before, or join the queue at `place`."""
+        with self._locked(deadline):
+            before = claims = self._read()
+            queue = waiting.read(self.path)
+            ahead = queue[: queue.index(place)] if place in queue else queue
+            free = waiting.unreserved(matching.free(request.devices, claims), ahead)
+            if len(free) < request.amount:  # only now: with 1,023 owners a look at each costs twenty times the rest
+                claims = [holding.claim for holding in self._holdings(claims) if holding.living]
+                free = waiting.unreserved(matching.free(request.devices, claims), ahead)
+            if len(free) < request.amount:
+                if place is not None and place not in queue:
+                    waiting.write(self.path, [*queue, place])
+                raise NotEnoughDevicesError(self._refusal(request, claims, len(free), ahead))
+            chosen = list(request.choose(free, claims, request.amount))
+            new = [self._new_claim(device, request.owner) for device in chosen]
+            matching.check_choice(chosen, free, request.amount, new)
+            self._write(before, ledger.append(claims, new))
+            if place in queue:
+                waiting.write(self.path, [other for other in queue if other != place])
+        return chosen
+
+    def _locked(self, deadline: float | None) -> contextlib.AbstractContextManager[None]:
+        return locked(self.path, time.monotonic() + DEFAULT_TIMEOUT if deadline is None else deadline)
 
     def _read(self) -> list[Claim]:
         claims = ledger.read(self.path)
@@ -138,17 +213,34 @@ class Coordination:
                 )
         return claims
 
-    def _without_the_dead(self, claims: Sequence[Claim]) -> list[Claim]:
-        return [holding.claim for holding in self._holdings(claims) if holding.living]
+    def _write(self, before: Sequence[Claim], after: Sequence[Claim]) -> None:
+        """Write the claims if they differ, and free the witnesses of those that are no more."""
+        if len(before) == len(after) and list(before) == list(after):
+            return
+        ledger.write(self.path, after)
+        for name in _witnesses(before) - _witnesses(after):
+            if name in self._witnesses:
+                self._witnesses.pop(name).close()
+            else:
+                witness.remove(self.path, name)
 
     def _holdings(self, claims: Sequence[Claim]) -> list[Holding]:
         here = processes.observer()
         owners = [_owner(claim, here) for claim in claims]
-        dead = {owner for owner in set(owners) if self._gone(owner, here)}
+        dead = {owner for owner in set(owners) if self._dead(owner, here)}
         return [
             Holding(claim, owner, claim.details.get("since"), living=owner not in dead)
             for claim, owner in zip(claims, owners, strict=True)
         ]
+
+    def _dead(self, owner: Owner, here: Observer) -> bool:
+        """Return True only if neither the owner nor, where they count, its children can use the device any more."""
+        judged = here.can_judge(owner)
+        if owner.witness is None or (judged and not owner.until_children_exit):
+            return self._gone(owner, here)
+        if processes.before_this_boot(owner, here):
+            return True
+        return not (judged and not self._gone(owner, here)) and not witness.stands(self.path, owner.witness)
 
     def _new_claim(self, device: Claimable, owner: Owner) -> Claim:
         details = {
@@ -162,124 +254,41 @@ class Coordination:
             "time_namespace": owner.time_namespace,
             "uid": owner.uid,
             "program": owner.program,
+            "pidfd_inode": owner.pidfd_inode,
+            "witness": owner.witness,
+            "until_children_exit": owner.until_children_exit or None,
             "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         known = {key: value for key, value in details.items() if value is not None}
         return Claim(device.token, owner.pid, known)
 
-    @contextlib.contextmanager
-    def _locked(self, deadline: float | None) -> Iterator[None]:
-        """Hold the lock. CoordinationError if it is not free by the deadline."""
-        path = f"{self.path}.lock"
-        end = time.monotonic() + DEFAULT_TIMEOUT if deadline is None else deadline
-        descriptor = _lock(path, end)
-        try:
-            yield
-        finally:
-            unlock_descriptor(descriptor)  # closing is not enough: a fork of this moment has the descriptor, too
-            os.close(descriptor)
+    def _refusal(self, request: "_Request[D]", claims: Sequence[Claim], free: int, ahead: Sequence[Place]) -> str:
+        taken: dict[Owner, list[Holding]] = {}
+        for holding in self._holdings(claims):
+            if matching.takes(holding.claim, request.devices):
+                taken.setdefault(holding.owner, []).append(holding)
+        shown = [_holder(owner, held, request.owner) for owner, held in taken.items()][:_SHOWN]
+        parts = [f"{request.amount} wanted, {free} of {len(request.devices)} free"]
+        if shown:
+            more = f"; and {len(taken) - _SHOWN} more owners" if len(taken) > _SHOWN else ""
+            parts.append(f"held by {'; '.join(shown)}{more}")
+        if ahead:
+            parts.append(f"{len(ahead)} waiting before")
+        return "; ".join(parts)
 
 
-def _lock(path: str, end: float) -> int:
-    """Return a descriptor that holds the lock of the file that is at the path."""
-    pause, longest = _PAUSE
-    descriptor = _open_lock(path)
-    while not _holds(path, descriptor):
-        os.close(descriptor)  # opened again each time: if another file was put at the path, that one is the lock
-        if time.monotonic() >= end:
-            raise CoordinationError(f"{path} was not free in time: another process holds this lock; see 'fuser {path}'")
-        time.sleep(pause)
-        pause = min(pause * 2, longest)
-        descriptor = _open_lock(path)
-    return descriptor
-
-
-def _open_lock(path: str) -> int:
-    try:
-        try:
-            # An existing one is opened without O_CREAT, which fs.protected_regular refuses for another user's file.
-            return ledger.open_plain(path, os.O_RDONLY)
-        except FileNotFoundError:
-            descriptor = ledger.open_plain(path, os.O_RDONLY | os.O_CREAT)
-    except OSError as error:
-        raise ledger.refusal("lock", path, error) from None
-    with contextlib.suppress(PermissionError):  # of another user who created it just now
-        os.fchmod(descriptor, 0o644)  # whatever the umask: those who cannot open it cannot ever share devices with us
-    return descriptor
-
-
-def _holds(path: str, descriptor: int) -> bool:
-    """Try to lock the file; False if somebody else holds it, or if it is no longer the one at the path."""
-    try:
-        return lock_descriptor(descriptor, blocking=False) and _is_at(path, descriptor)
-    except OSError as error:
-        os.close(descriptor)
-        raise ledger.refusal("lock", path, error) from None
-
-
-def _is_at(path: str, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _free(devices: Sequence[D], claims: Sequence[Claim]) -> list[D]:
-    taken = _Taken(claims)
-    return [device for device in devices if device not in taken]
-
-
-def _check(chosen: Sequence[Claimable], free: Sequence[Claimable], amount: int, new: Sequence[Claim]) -> None:
-    """Raise unless the choice, which may be a stranger's, gives no device twice."""
-    strange = {id(device) for device in chosen} - {id(device) for device in free}
-    different = {device.uuid or device.token for device in chosen}
-    taken = _Taken(new)
-    if strange or not len(different) == len(chosen) == amount or any(taken.excludes(device) for device in chosen):
-        raise CoordinationError(
-            f"nothing is granted: the driver must choose {amount} different ones of the free devices, none of them a "
-            f"slice of another, not {', '.join(device.token for device in chosen) or 'none'}"
-        )
-
-
-class _Named:
-    """Devices by UUID where both sides know one, else by token: a container's 0 is another GPU than the host's."""
-
-    def __init__(self, names: Iterable[tuple[str | None, str | None]]) -> None:
-        pairs = list(names)
-        self._uuids = {uuid for uuid, _ in pairs if uuid}
-        self._tokens = {token for _, token in pairs if token}
-        self._bare = {token for uuid, token in pairs if token and not uuid}  # may be a UUID, too
-
-    def has(self, uuid: str | None, token: str | None) -> bool:
-        if not uuid:
-            return token in self._tokens
-        return uuid in self._uuids or uuid in self._bare or token in self._bare
-
-
-class _Taken:
-    """What a set of claims takes: the same devices, the slices of those, and that of which they are slices."""
-
-    def __init__(self, claims: Sequence[Claim]) -> None:
-        self._devices = _Named((claim.uuid, claim.token) for claim in claims)
-        self._parents = _Named((claim.parent_uuid, claim.parent_token) for claim in claims)
-
-    def __contains__(self, device: Claimable) -> bool:
-        return self._devices.has(device.uuid, device.token) or self.excludes(device)
-
-    def excludes(self, device: Claimable) -> bool:
-        """Whether it is not claimed itself, but is a slice of what is, or has a slice that is."""
-        parent = device.parent_uuid, device.parent_token
-        return self._devices.has(*parent) or self._parents.has(device.uuid, device.token)
-
-
-def _same(claim: Claim, device: Claimable) -> bool:
-    return claim.uuid == device.uuid if claim.uuid and device.uuid else claim.token == device.token
+@dataclass(frozen=True, slots=True)
+class _Request(Generic[D]):
+    devices: Sequence[D]
+    amount: int
+    owner: Owner
+    choose: Choose[D]
 
 
 def _owner(claim: Claim, here: Observer) -> Owner:
     details = claim.details
-    if not details:  # of Flink's script, which knows no namespaces: it means the pid as every reader sees it
-        return Owner(claim.pid, pid_namespace=here.pid_namespace)
+    if not details:  # of Flink's script, which knows no namespaces: a container cannot tell whose pid that is
+        return Owner(claim.pid, pid_namespace=None if here.in_container else here.pid_namespace)
     return Owner(
         pid=claim.pid,
         start_time=details.get("start_time"),
@@ -288,18 +297,14 @@ def _owner(claim: Claim, here: Observer) -> Owner:
         time_namespace=details.get("time_namespace"),
         uid=details.get("uid"),
         program=details.get("program"),
+        pidfd_inode=details.get("pidfd_inode"),
+        witness=details.get("witness"),
+        until_children_exit=details.get("until_children_exit", False),
     )
 
 
-def _refusal(wanted: int, devices: Sequence[Claimable], free: int, holdings: Iterable[Holding], asker: Owner) -> str:
-    taken: dict[Owner, list[Holding]] = {}
-    for holding in holdings:
-        takes = _Taken([holding.claim])
-        if any(device in takes for device in devices):
-            taken.setdefault(holding.owner, []).append(holding)
-    shown = [_holder(owner, held, asker) for owner, held in taken.items()][:_SHOWN]
-    more = f"; and {len(taken) - _SHOWN} more owners" if len(taken) > _SHOWN else ""
-    return f"{wanted} wanted, {free} of {len(devices)} free; held by {'; '.join(shown)}{more}"
+def _witnesses(claims: Iterable[Claim]) -> set[str]:
+    return {claim.details["witness"] for claim in claims if "witness" in claim.details}
 
 
 def _holder(owner: Owner, held: Sequence[Holding], asker: Owner) -> str:

@@ -6,6 +6,7 @@ lines are read as they are; a TOKEN never stands in two lines, which that script
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import re
@@ -20,8 +21,9 @@ from externalresource.errors import CoordinationError
 # A byte order mark, or another character that nobody sees, would make a device's line one of another device.
 _LINE = re.compile(r"([!-~]+) ([1-9][0-9]{0,8})(?: (\{.*\}))?")
 _TYPES = {  # of the fields that decide who holds what, where they stand
-    **dict.fromkeys(("uuid", "parent_uuid", "parent_token", "class", "boot_id", "since", "program"), str),
-    **dict.fromkeys(("start_time", "pid_namespace", "time_namespace", "uid"), int),
+    **dict.fromkeys(("uuid", "parent_uuid", "parent_token", "class", "boot_id", "since", "program", "witness"), str),
+    **dict.fromkeys(("start_time", "pid_namespace", "time_namespace", "uid", "pidfd_inode"), int),
+    "until_children_exit": bool,
 }
 _LARGEST = 16 << 20  # bytes; 1,024 devices take 0.3 MB
 _PLAIN = "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"  # all that is printable but blanks and %
@@ -49,6 +51,8 @@ class Claim:
     pid: int
     #: What the third column says; empty for a line of Flink's own script. Fields that we do not know are kept.
     details: Mapping[str, Any] = field(default_factory=dict)
+    #: As it stands in the file, which is kept to the letter; empty if it does not stand there yet.
+    line: str = field(default="", compare=False, repr=False)
 
     @property
     def uuid(self) -> str | None:
@@ -65,17 +69,22 @@ class Claim:
 
 def read(path: str) -> list[Claim]:
     """Return all claims; none if there is no file. CoordinationError for anything that cannot be understood."""
+    return parse(read_text(path), path)
+
+
+def read_text(path: str) -> str:
+    """Return the content of a file, empty if there is none. CoordinationError for anything that is no such file."""
     try:
         with open(open_plain(path, os.O_RDONLY), "rb") as file:
             content = file.read(_LARGEST + 1)
     except FileNotFoundError:
-        return []
+        return ""
     except OSError as error:
         raise refusal("read", path, error) from None
     if len(content) > _LARGEST:
         raise CoordinationError(f"coordination file {path} is larger than 16 MiB, which no ledger is: look at it")
     try:
-        return parse(content.decode("utf-8"), path)
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise CoordinationError(_unreadable(path, line, "bytes that are not UTF-8")) from None
@@ -83,17 +92,22 @@ def read(path: str) -> list[Claim]:
 
 def write(path: str, claims: Iterable[Claim]) -> None:
     """Replace the whole file by these claims, or leave it as it was and raise CoordinationError."""
+    write_text(path, "".join([f"{claim.line or _render(claim)}\n" for claim in claims]))
+
+
+def write_text(path: str, text: str) -> None:
+    """Replace the whole file by this text, or leave it as it was and raise CoordinationError."""
     new = f"{path}.new"
     try:
-        _remove(new)  # left by a process that was killed here; the name is fixed, so that they do not pile up
+        remove(new)  # left by a process that was killed here; the name is fixed, so that they do not pile up
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
-            with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            with open(descriptor, "wb") as file:
                 os.fchmod(descriptor, 0o644)  # readable for all, whatever the umask: there are no secrets in it
-                file.writelines(f"{_render(claim)}\n" for claim in claims)
+                file.write(text.encode())
             os.replace(new, path)
         except BaseException:
-            _remove(new)
+            remove(new)
             raise
     except OSError as error:
         raise refusal("write", path, error) from None
@@ -101,7 +115,12 @@ def write(path: str, claims: Iterable[Claim]) -> None:
 
 def parse(text: str, path: str) -> list[Claim]:
     """Return the claims of a file's content; blank lines claim nothing. `path` is named in errors."""
-    return [_claim(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = text.split("\n")
+    try:
+        return [_claim(line) for line in lines if line and not line.isspace()]
+    except ValueError:
+        number = next(number for number, line in enumerate(lines) if line.strip() and not _readable(line))
+        raise CoordinationError(_unreadable(path, number + 1, repr(lines[number][:80]))) from None
 
 
 def append(claims: Sequence[Claim], new: Iterable[Claim]) -> list[Claim]:
@@ -137,26 +156,35 @@ def open_plain(path: str, flags: int) -> int:
     raise CoordinationError(f"cannot use {path}: it {what}; remove it")
 
 
-def _claim(line: str, path: str, number: int) -> Claim:
+@functools.lru_cache(maxsize=8192)  # a line never changes; most have been seen by the claim before
+def _claim(line: str) -> Claim:
     match = _LINE.fullmatch(line)
     if match is None:
-        raise CoordinationError(_unreadable(path, number, repr(line[:80])))
+        raise ValueError(line)
     token, pid, text = match.groups()
     try:
         details = json.loads(text) if text else {}
-    except (ValueError, RecursionError):
-        details = {"uuid": None}
+    except RecursionError:
+        raise ValueError(line) from None
     if any(type(details[key]) is not kind for key, kind in _TYPES.items() if key in details):
-        raise CoordinationError(_unreadable(path, number, repr(line[:80])))
-    return Claim(unquote(token), int(pid), details)
+        raise ValueError(line)
+    return Claim(unquote(token), int(pid), details, line)
+
+
+def _readable(line: str) -> bool:
+    try:
+        _claim(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _recordable(claim: Claim) -> Claim:
     """Return it if it can be read again; otherwise nobody could ever claim anything with this file any more."""
     line = _render(claim)
     try:
-        return _claim(line, "", 0)
-    except CoordinationError:
+        return _claim(line)
+    except ValueError:
         raise CoordinationError(
             f"the driver's device cannot be recorded as {line!r}: its token must be a text that is not empty, and its "
             "uuid, parent_uuid and parent_token texts or None"
@@ -175,6 +203,7 @@ def _render(claim: Claim) -> str:
     return f"{line} {json.dumps(claim.details, separators=(',', ':'))}" if claim.details else line
 
 
-def _remove(path: str) -> None:
+def remove(path: str) -> None:
+    """Remove a file that may be there."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)

@@ -29,6 +29,12 @@ class Owner:
     uid: int | None = None
     #: Name of the program, without its arguments: those may hold secrets.
     program: str | None = None
+    #: Inode of its pidfd, which no other process of this boot ever has; None before Linux 6.9.
+    pidfd_inode: int | None = None
+    #: Name of a lock that it holds, for those who cannot see its pid; see witness.py.
+    witness: str | None = None
+    #: Whoever inherited that lock counts as the owner, too.
+    until_children_exit: bool = False
 
     def same_process(self, other: "Owner") -> bool:
         """True if both name one process: never true for one about which too little is known."""
@@ -47,6 +53,17 @@ class Observer:
     time_namespace: int | None
     #: /proc shows this process's own pid namespace, and not an outer one that a container was started without leaving.
     sees_own_pids: bool
+
+    @property
+    def in_container(self) -> bool:
+        """Whether there may be processes that this one, or that cannot see this one."""
+        return self.pid_namespace != _INITIAL_PID_NAMESPACE
+
+    def can_judge(self, owner: Owner) -> bool:
+        """Whether that owner's pid means something from here: in the same namespace, or from the host."""
+        if owner.pid_namespace is None:
+            return False
+        return owner.pid_namespace == self.pid_namespace or (not self.in_container and self.sees_own_pids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +88,8 @@ def identify(pid: int) -> Owner:
         raise CoordinationError("a process outside this pid namespace cannot own devices; see --owner-pid")
     uid = _uid(pid)
     stat = _stat(pid) if here.sees_own_pids else None
+    if stat is not None and _is_thread(pid):
+        raise CoordinationError(f"{pid} cannot own devices: it is a thread, which may end before its process")
     if here.sees_own_pids and (stat is None or _ended(stat)):
         raise CoordinationError(f"process {pid} cannot own devices: there is no such living process here")
     if stat is None or here.pid_namespace is None:
@@ -85,7 +104,13 @@ def identify(pid: int) -> Owner:
         time_namespace=here.time_namespace,
         uid=uid,
         program=stat.program,
+        pidfd_inode=_pidfd_inode(pid),
     )
+
+
+def before_this_boot(owner: Owner, here: Observer) -> bool:
+    """Return whether that process provably lived before the machine was started again."""
+    return None not in (owner.boot_id, here.boot_id) and owner.boot_id != here.boot_id
 
 
 def gone(owner: Owner, here: Observer) -> bool:
@@ -94,10 +119,14 @@ def gone(owner: Owner, here: Observer) -> bool:
     A network file system or a virtual machine that shares a folder brings claims of another kernel, whose boot id
     differs although its processes live: the coordination file must be on a local file system of one kernel.
     """
-    if None not in (owner.boot_id, here.boot_id) and owner.boot_id != here.boot_id:
+    if before_this_boot(owner, here):
         return True
-    if owner.pid_namespace is None or owner.pid_namespace != here.pid_namespace:
+    if not here.can_judge(owner):
         return False
+    if owner.pid_namespace != here.pid_namespace:
+        pids = [name for name in os.listdir("/proc") if name.isdecimal()]
+        # With hidepid not even init is shown, and those that are not shown may be the owner.
+        return "1" in pids and not any(_may_be(owner, pid, here) for pid in pids)
     try:
         os.kill(owner.pid, 0)
     except ProcessLookupError:
@@ -112,7 +141,25 @@ def gone(owner: Owner, here: Observer) -> bool:
 
 def _recycled(owner: Owner, stat: _Stat, here: Observer) -> bool:
     comparable = owner.start_time is not None and owner.time_namespace == here.time_namespace
-    return comparable and owner.start_time != stat.start_time
+    if comparable and owner.start_time != stat.start_time:
+        return True
+    # Within one clock tick a pid may be used again.
+    return owner.pidfd_inode is not None and owner.pidfd_inode != (_pidfd_inode(owner.pid) or owner.pidfd_inode)
+
+
+def _may_be(owner: Owner, pid: str, here: Observer) -> bool:
+    """Return whether the process that is `pid` here may be an owner known by its pid in a container."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            inner = next((line.split()[2:] for line in file if line.startswith(b"NSpid:")), [])
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:  # not ours to look at
+        return True
+    stat = _stat(int(pid)) if str(owner.pid).encode() in inner else None
+    if stat is None or _ended(stat):
+        return False
+    return owner.time_namespace != here.time_namespace or owner.start_time in (None, stat.start_time)
 
 
 def _ended(stat: _Stat) -> bool:
@@ -129,6 +176,35 @@ def _stat(pid: int) -> _Stat | None:
     fields = tail.split()
     program = head.partition(b"(")[2].decode("utf-8", "replace")
     return _Stat(program, fields[0].decode(), int(fields[17]), int(fields[19]))
+
+
+def _pidfd_inode(pid: int) -> int | None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        return status.st_ino if status.st_dev != _anonymous_device() else None
+    finally:
+        os.close(descriptor)
+
+
+def _anonymous_device() -> int:
+    """Return the device of the inode that all pidfds shared before they had a file system of their own."""
+    descriptor = os.eventfd(0)
+    try:
+        return os.fstat(descriptor).st_dev
+    finally:
+        os.close(descriptor)
+
+
+def _is_thread(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return any(line.startswith(b"Tgid:") and int(line.split()[1]) != pid for line in file)
+    except OSError:  # it ended, or is not ours to look at
+        return False
 
 
 def _uid(pid: int) -> int | None:

@@ -15,7 +15,11 @@ ROOMS = {
     "errors": "",
     "owner": "errors",
     "ledger": "errors",
-    "coordination": "errors owner ledger",
+    "lock": "errors ledger",
+    "witness": "errors owner ledger",
+    "matching": "errors ledger",
+    "waiting": "errors ledger witness matching",
+    "coordination": "errors owner ledger lock witness matching waiting",
     "api": "errors",
     "flink_files": "errors",
     "configuration": "errors flink_files",
@@ -34,7 +38,7 @@ OPEN_TO_PLUGINS = {"api", "coordination", "errors"}
 # Library: the rooms that own it. Nobody else imports it, so that it can be replaced, and costs only those who need it.
 LIBRARIES = {
     "click": {"externalresource.cli"},
-    "filelock": {"externalresource.coordination"},
+    "filelock": {"externalresource.lock"},
     "pluggy": {"externalresource.api", "externalresource.plugins"},
     "pynvml": {"externalresource_gpu.backends.nvml", "externalresource_gpu.backends.nvml_child"},
     "yaml": {

@@ -578,7 +578,7 @@ def test_lock_that_another_process_holds_until_the_deadline_is_an_error(path: st
             lambda: shared.release(claimed, me(), deadline=no_wait()),
         ):
             assert error_of(CoordinationError, action) == (
-                f"{path}.lock was not free in time: another process holds this lock; see 'fuser {path}.lock'"
+                f"{path}.lock was not free in time, so nothing is granted: it is locked by pid {os.getpid()} (pytest)"
             )
     assert content(path) == before
 
@@ -623,7 +623,7 @@ def test_lock_on_a_file_that_is_no_longer_at_its_place_is_none(
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return free[:amount]
 
-    monkeypatch.setattr("externalresource.coordination.lock_descriptor", at_the_worst_moment)
+    monkeypatch.setattr("externalresource.lock.lock_descriptor", at_the_worst_moment)
     assert Coordination(path, "gpu").claim(gpus(1), 1, me(), choose=choose)
     assert len(calls) == 2
 
@@ -633,7 +633,7 @@ def test_file_system_without_locks_is_an_error_with_its_remedy(path: str, monkey
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     before = os.listdir("/proc/self/fd")
-    monkeypatch.setattr("externalresource.coordination.lock_descriptor", no_locks)
+    monkeypatch.setattr("externalresource.lock.lock_descriptor", no_locks)
     message = error_of(CoordinationError, lambda: claim(path, 1, gpus(1)))
     assert message == f"cannot lock {path}.lock: No locks available; choose a file on a local file system"
     assert len(os.listdir("/proc/self/fd")) == len(before)

@@ -80,25 +80,48 @@ def _answer(options: Options, parent: int) -> str:
 
 
 def _answer_coordinated(options: Options, parent: int, backend: "Backend", deadline: float) -> str:
-    import signal
+    from dataclasses import replace
 
     from externalresource.coordination import Coordination, identify
 
-    owner = identify(parent if options.owner_pid is None else options.owner_pid)
-    coordination = Coordination(options.coordination_file, "gpu")
+    owner = replace(
+        identify(parent if options.owner_pid is None else options.owner_pid),
+        witness=options.witness,
+        until_children_exit=options.until_children_exit,
+    )
+    coordination = Coordination(
+        options.coordination_file, "gpu", pause=lambda seconds, reason: _pause(parent, owner, seconds, reason)
+    )
     candidates = _usable(backend.devices(deadline), options.amount)
     _check_asker(parent, owner)
     # From here to the answer nothing but SIGKILL may end this: a claim that nobody was told of would be lost.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    claimed = coordination.claim(candidates, options.amount, owner, deadline=deadline)
+    _hold_signals(hold=True)
+    claimed = coordination.claim(candidates, options.amount, owner, deadline=deadline, wait=options.wait)
     try:
         _check_asker(parent, owner)
-        _check_time(deadline, options.timeout)
+        _check_time(deadline + options.wait, options.timeout)
         _deliver(dialects.render(options.format, claimed))
     except BaseException:
         coordination.release(claimed, owner)
         raise
     return f"granted {_tokens(claimed)} as {backend.name} sees them to pid {owner.pid} ({owner.program})"
+
+
+def _pause(parent: int, owner: "Owner", seconds: float, reason: str) -> None:
+    """Let others give back what is waited for; whoever wants to end this may."""
+    _check_asker(parent, owner)
+    if os.isatty(2):
+        _complain(f"waiting; {reason}\x1b[K\x1b[A")  # the next one, or the prompt, takes its place
+    _hold_signals(hold=False)
+    time.sleep(seconds)
+    _hold_signals(hold=True)
+
+
+def _hold_signals(*, hold: bool) -> None:
+    import signal
+
+    how = signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK
+    signal.pthread_sigmask(how, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 
 def _usable(devices: "Sequence[Device]", amount: int) -> "list[Device]":

@@ -4,10 +4,11 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from externalresource.api import ExternalResourceInfo, hookimpl
-from externalresource.coordination import Coordination, Holding, Owner, identify
+from externalresource.coordination import Coordination, Holding, Owner, Witness, identify, in_container
 from externalresource.errors import ConfigurationError, DiscoveryError, did_you_mean
 from externalresource_gpu import dialects, script
 from externalresource_gpu.device import Device
@@ -17,7 +18,7 @@ _DEFAULT_TIMEOUT = 10.0  # seconds, as in Flink
 _LONGEST = 86400
 _STARTING = 1.0  # seconds for the interpreter of our own script
 _OWN = ("discovery-script.path", "discovery-script.args", "discovery-script.timeout")
-_SCRIPT = tuple(name for name in (*FLAGS, *VALUED) if name not in ("list", "format", "owner-pid"))
+_SCRIPT = tuple(name for name in (*FLAGS, *VALUED) if name not in ("list", "format", "owner-pid", "witness"))
 
 
 class GPUInfo:
@@ -45,6 +46,16 @@ class GPUInfo:
         return f"GPU Device({self._properties.get('index')})"
 
 
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    """What one call has claimed."""
+
+    devices: Sequence[Device]
+    owner: Owner
+    #: A lock of this process, for those who cannot see its pid.
+    witness: Witness | None
+
+
 class GPUDriver:
     """The GPUs of one resource.
 
@@ -69,9 +80,8 @@ class GPUDriver:
                 raise ConfigurationError(
                     f"option --list hands out no devices: not for discovery-script.args, nor as {PREFIX}LIST"
                 )
-            self._timeout = max(self._timeout, self._options.timeout + _STARTING)
-        self._claimed: list[Device] = []
-        self._owner: Owner | None = None
+            self._timeout = max(self._timeout, self._options.timeout + _STARTING) + self._options.wait
+        self._grants: list[_Grant] = []
 
     def retrieve_resource_info(self, amount: int) -> set[ExternalResourceInfo]:
         """Return `amount` GPUs; DiscoveryError if the script fails, is late, or answers anything else."""
@@ -79,14 +89,9 @@ class GPUDriver:
             raise ConfigurationError(f"the amount of GPUs must be a positive integer, not {amount}")
         if self._options is None:
             answer = self._script.run([str(amount), *self._words], self._timeout)
-            infos = [GPUInfo({"index": token}) for token in script.tokens(answer, amount)]
-        else:
-            owner = identify(os.getpid()) if self._options.coordination else None
-            infos = self._ask(str(amount), *self._words, "--owner-pid", str(os.getpid()))
-            if owner is not None:
-                self._owner = owner
-                self._claimed += [_device(info) for info in infos]
-        return set(infos)
+            return {GPUInfo({"index": token}) for token in script.tokens(answer, amount)}
+        words = [str(amount), *self._words, "--owner-pid", str(os.getpid())]
+        return set(self._claim(words, self._options) if self._options.coordination else self._ask(*words))
 
     def devices(self) -> Collection[ExternalResourceInfo]:
         """Return all GPUs of this host; one that must not be handed out has the property `unusable`."""
@@ -99,15 +104,43 @@ class GPUDriver:
         ordered = sorted(infos, key=_order)
         return dialects.environment([info.get_property("uuid") or info.get_property("index") or "" for info in ordered])
 
-    def held(self) -> Collection[Holding]:
-        """Return who holds which GPU, by the coordination file."""
-        return self._coordination().held()
+    def held(self, owner: Owner | None = None) -> Collection[Holding]:
+        """Return who holds which GPU, by the coordination file; only what one owner holds, if that is given."""
+        return self._coordination().held(owner)
+
+    def drop(self, which: Callable[[Holding], bool]) -> Collection[Holding]:
+        """Strike out the claims for which `which` answers True, and return them."""
+        return self._coordination().drop(which)
 
     def close(self) -> None:
         """Give back what was retrieved. In a forked child nothing happens: there it belongs to the parent."""
-        if self._owner is not None and self._owner.pid == os.getpid() and self._claimed:
-            self._coordination().release(self._claimed, self._owner)
-        self._claimed = []
+        if self._grants:
+            itself = identify(os.getpid())
+            self._grants = [grant for grant in self._grants if grant.owner.same_process(itself)]
+        while self._grants:
+            grant = self._grants[-1]
+            self._coordination().release(grant.devices, grant.owner)
+            if grant.witness is not None:
+                grant.witness.close()
+            self._grants.pop()
+
+    def keep_over_exec(self) -> None:
+        """Let what was retrieved outlast an exec of this process: it stays the owner, and close() is never called."""
+        for grant in self._grants:
+            if grant.witness is not None:
+                os.set_inheritable(grant.witness.descriptor, True)
+
+    def _claim(self, words: Sequence[str], options: Options) -> list[GPUInfo]:
+        owner = identify(os.getpid())
+        witness = Witness(options.coordination_file) if options.until_children_exit or in_container() else None
+        try:
+            infos = self._ask(*words, *(["--witness", witness.name] if witness else []))
+        except BaseException:
+            if witness is not None:
+                witness.close()
+            raise
+        self._grants.append(_Grant([_device(info) for info in infos], owner, witness))
+        return infos
 
     def _coordination(self) -> Coordination:
         if self._options is None:

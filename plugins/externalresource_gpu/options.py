@@ -16,6 +16,8 @@ DEFAULT_COORDINATION_FILE = "/var/tmp/flink-gpu-coordination"  # noqa: S108 - Fl
 _LARGEST = 999_999_999  # number; int() refuses very long ones with an error of its own
 FORMATS = ("flink", "uuid", "env", "json", "spark")
 
+_DAY = 86400
+
 # name: what --help says of its value, and what it does
 VALUED = {
     "coordination-file": ("PATH", f"where the claims are kept (default: {DEFAULT_COORDINATION_FILE})"),
@@ -23,11 +25,14 @@ VALUED = {
     "simulate": ("MACHINE", "a count, the name of a machine (dgx-a100) or a YAML file, instead of real devices"),
     "format": ("NAME", f"{'|'.join(FORMATS)} (default: flink, indices joined by commas)"),
     "owner-pid": ("PID", "the process that is to own the devices (default: the one that started this script)"),
+    "wait": ("SECONDS", "queue for devices that others hold, first come, first served (default: 0)"),
     "timeout": ("SECONDS", "for the driver and the lock together (default: 9, as Flink kills the script after 10)"),
     "log-file": ("PATH", "append each decision to this file, one line each"),
+    "witness": ("NAME", "a lock that the owner itself holds; our driver passes it"),
 }
 FLAGS = {
     "enable-coordination-mode": "hand out only devices that no other living process holds",
+    "until-children-exit": "keep the devices until whoever inherited the witness has ended, too",
     "list": "show all devices, whoever holds them, and claim none",
 }
 # Flink's documentation writes the first where its own script wants the other and ignores the unknown in silence.
@@ -62,7 +67,10 @@ class Options:
         self.format: str = _one_of(given, "format", FORMATS)
         self.owner_pid: int | None = _owner_pid(given)
         self.timeout: float = _seconds(given, "timeout", 9.0)
+        self.wait: float = _seconds(given, "wait", 0.0, zero=True)
         self.log_file: str | None = given.get("log-file")
+        self.witness: str | None = given.get("witness")
+        self.until_children_exit: bool = _flag(given, "until-children-exit")
         if self.simulate is not None and self.backend not in ("auto", "simulated"):
             raise ConfigurationError(f"--simulate {self.simulate} and --backend {self.backend} exclude each other")
 
@@ -170,14 +178,15 @@ def _owner_pid(given: "Mapping[str, str]") -> int | None:
     raise ConfigurationError(f"option --owner-pid must be the number of a process, not {text!r}")
 
 
-def _seconds(given: "Mapping[str, str]", name: str, default: float) -> float:
+def _seconds(given: "Mapping[str, str]", name: str, default: float, *, zero: bool = False) -> float:
     text = given.get(name)
     try:
         seconds = default if text is None else float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 < seconds <= 86400:  # noqa: PLR2004 - a day
+    if not (0 < seconds <= _DAY or (zero and seconds == 0)):
         raise ConfigurationError(
-            f"option --{name} must be a number of seconds, above 0 and at most 86400, not {text!r}"
+            f"option --{name} must be a number of seconds, {'0 or more' if zero else 'above 0'} and at most {_DAY}, "
+            f"not {text!r}"
         )
     return seconds

@@ -15,7 +15,10 @@ DEFAULTS = {
     "format": "flink",
     "owner_pid": None,
     "timeout": 9.0,
+    "wait": 0.0,
     "log_file": None,
+    "witness": None,
+    "until_children_exit": False,
 }
 # option: a value, another one, and what the first one sets
 VALUES: dict[str, tuple[str, str, str, object]] = {
@@ -25,7 +28,10 @@ VALUES: dict[str, tuple[str, str, str, object]] = {
     "format": ("spark", "json", "format", "spark"),
     "owner-pid": ("17", "18", "owner_pid", 17),
     "timeout": ("0.5", "3", "timeout", 0.5),
+    "wait": ("60", "0", "wait", 60.0),
     "log-file": ("/log", "/other", "log_file", "/log"),
+    "witness": ("0123456789abcdef", "fedc", "witness", "0123456789abcdef"),
+    "until-children-exit": ("true", "false", "until_children_exit", True),
     "enable-coordination-mode": ("true", "false", "coordination", True),
     "enable-coordination": ("true", "false", "coordination", True),
 }
@@ -60,7 +66,7 @@ def test_every_option_is_in_these_tables() -> None:
 @each_option
 def test_option_is_given_as_two_words_as_one_or_in_the_environment(name: str) -> None:
     value, _, field, expected = VALUES[name]
-    as_words = [f"--{name}"] if field == "coordination" else [f"--{name}", value]
+    as_words = [f"--{name}"] if expected is True else [f"--{name}", value]
     assert parsed("2", *as_words) == DEFAULTS | {field: expected}
     assert parsed("2", f"--{name}={value}") == DEFAULTS | {field: expected}
     assert parsed("2", environment={variable(name): value}) == DEFAULTS | {field: expected}

@@ -1,0 +1,85 @@
+"""Which devices a set of claims takes: a pure question of names."""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
+
+from externalresource.errors import CoordinationError
+from externalresource.ledger import Claim
+
+
+class Claimable(Protocol):
+    """A device that can be claimed. Its UUID identifies it where there is one, else its token."""
+
+    @property
+    def token(self) -> str: ...
+    @property
+    def uuid(self) -> str | None: ...
+    @property
+    def parent_uuid(self) -> str | None:
+        """The device of which this is a slice; the two exclude each other."""
+
+    @property
+    def parent_token(self) -> str | None: ...
+
+
+D = TypeVar("D", bound=Claimable)
+
+
+def free(devices: Sequence[D], claims: Sequence[Claim]) -> list[D]:
+    """Return the devices that no claim takes."""
+    taken = _Taken(claims)
+    return [device for device in devices if not taken.has(device)]
+
+
+def takes(claim: Claim, devices: Iterable[Claimable]) -> bool:
+    """Return whether a claim takes any of the devices."""
+    taken = _Taken([claim])
+    return any(map(taken.has, devices))
+
+
+def same(claim: Claim, device: Claimable) -> bool:
+    """Return whether a claim is for this very device."""
+    return claim.uuid == device.uuid if claim.uuid and device.uuid else claim.token == device.token
+
+
+def check_choice(chosen: Sequence[Claimable], offered: Sequence[Claimable], amount: int, new: Sequence[Claim]) -> None:
+    """Raise CoordinationError unless a choice, which may be a stranger's, gives no device twice."""
+    strange = {id(device) for device in chosen} - {id(device) for device in offered}
+    different = {device.uuid or device.token for device in chosen}
+    taken = _Taken(new)
+    if strange or not len(different) == len(chosen) == amount or any(map(taken.excludes, chosen)):
+        raise CoordinationError(
+            f"nothing is granted: the driver must choose {amount} different ones of the free devices, none of them a "
+            f"slice of another, not {', '.join(device.token for device in chosen) or 'none'}"
+        )
+
+
+class _Named:
+    """Devices by UUID where both sides know one, else by token: a container's 0 is another GPU than the host's."""
+
+    def __init__(self, names: Iterable[tuple[str | None, str | None]]) -> None:
+        pairs = list(names)
+        self._uuids = {uuid for uuid, _ in pairs if uuid}
+        self._tokens = {token for _, token in pairs if token}
+        self._bare = {token for uuid, token in pairs if token and not uuid}  # may be a UUID, too
+
+    def has(self, uuid: str | None, token: str | None) -> bool:
+        if not uuid:
+            return token in self._tokens
+        return uuid in self._uuids or uuid in self._bare or token in self._bare
+
+
+class _Taken:
+    """What a set of claims takes: the same devices, the slices of those, and that of which they are slices."""
+
+    def __init__(self, claims: Sequence[Claim]) -> None:
+        self._devices = _Named((claim.uuid, claim.token) for claim in claims)
+        self._parents = _Named((claim.parent_uuid, claim.parent_token) for claim in claims)
+
+    def has(self, device: Claimable) -> bool:
+        return self._devices.has(device.uuid, device.token) or self.excludes(device)
+
+    def excludes(self, device: Claimable) -> bool:
+        """Whether it is not claimed itself, but is a slice of what is, or has a slice that is."""
+        parent = device.parent_uuid, device.parent_token
+        return self._devices.has(*parent) or self._parents.has(device.uuid, device.token)
