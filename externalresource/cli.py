@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -11,7 +13,7 @@ import click
 
 from externalresource.api import ExternalResourceDriver, ExternalResourceInfo
 from externalresource.context import RuntimeContext
-from externalresource.coordination import Holding
+from externalresource.coordination import Holding, Owner, is_here, pid_here
 from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError
 from externalresource.plugins import create_driver
 
@@ -128,6 +130,8 @@ def discover(resource: str, form: str, **given: Any) -> None:
 
 @cli.command(cls=_Run, options_metavar="[OPTIONS]")
 @click.argument("resources", nargs=-1, required=True, metavar="NAME=AMOUNT... -- COMMAND...")
+@click.option("--wait", metavar="SECONDS", help="Queue for devices that others hold: first come, first served.")
+@click.option("--until-children-exit", is_flag=True, help="Keep the devices until the last descendant has ended.")
 @_driver_options
 @click.pass_obj
 def run(command: Sequence[str], /, resources: Sequence[str], **given: Any) -> None:
@@ -142,6 +146,7 @@ def run(command: Sequence[str], /, resources: Sequence[str], **given: Any) -> No
     except ExternalResourceError as error:
         raise _RunFailed(str(error)) from None
     with context:  # left by an error only: then the devices are given back
+        context.keep_over_exec()
         environment = os.environ | context.environment()
         try:
             os.execvpe(command[0], list(command), environment)  # noqa: S606 - to become the command is the point
@@ -154,17 +159,49 @@ def run(command: Sequence[str], /, resources: Sequence[str], **given: Any) -> No
 @cli.command()
 @_resource
 @_format
+@click.option("--watch", is_flag=True, help="Look again each second, until Ctrl-C.")
 @_driver_options
-def status(resource: str, form: str, **given: Any) -> None:
-    """Show who holds which device, by the coordination file."""
+def status(resource: str, form: str, *, watch: bool, **given: Any) -> None:
+    """Show who holds which device, by the coordination file.
+
+    PID is the process as this host sees it, PROGRAM what it runs now. A dead owner's device is free: its claim is
+    struck out when the device is wanted, or by `release --dead`.
+    """
+    held = _asked(create_driver(resource, _options(given)), "held", resource)
+    while True:
+        if watch:
+            click.clear()
+        _show_holdings(list(held()), resource, form)
+        if not watch:
+            return
+        time.sleep(1)
+
+
+@cli.command()
+@_resource
+@click.option("--dead", is_flag=True, help="All that dead owners hold. Harmless: it is free anyway.")
+@click.option("--device", metavar="DEVICE", help="One device, by its name or UUID.")
+@click.option("--owner", type=click.IntRange(min=1), metavar="PID", help="All that one process holds.")
+@click.option("--force", is_flag=True, help="Also of living owners, which go on using it, if you may signal them.")
+@_driver_options
+def release(resource: str, *, dead: bool, device: str | None, owner: int | None, force: bool, **given: Any) -> None:
+    """Strike out claims: of dead owners, of one device, or of one owner."""
+    if not (dead or device or owner):
+        raise click.UsageError("nothing to release: name --dead, --device DEVICE or --owner PID")
     driver = create_driver(resource, _options(given))
-    rows = [_holding(holding) for holding in _asked(driver, "held", resource)()]
-    if form == "json":
-        click.echo(json.dumps(rows, indent=2))
-    elif not rows:
-        click.echo(f"No {resource} device is held.")
-    else:
-        _table([_heading(key) for key in rows[0]], [[_cell(value) for value in row.values()] for row in rows])
+
+    def named(holding: Holding) -> bool:
+        return (
+            (not dead or not holding.living)
+            and device in (None, holding.claim.token, holding.claim.uuid)
+            and owner in (None, holding.owner.pid, pid_here(holding.owner))
+        )
+
+    dropped = _asked(driver, "drop", resource)(lambda holding: named(holding) and _check_right(holding, force=force))
+    for holding in dropped:
+        click.echo(f"released {holding.claim.token}, held by pid {holding.owner.pid}")
+    if not dropped:
+        click.echo("nothing to release: no such claim")
 
 
 @cli.command()
@@ -179,7 +216,11 @@ def demo(task_managers: int, gpus: int) -> None:
 
 def _options(given: Mapping[str, Any]) -> dict[str, str]:
     """Return the driver's options: those of the command line that every driver understands, and its own."""
-    named = {key.replace("_", "-"): value for key, value in given.items() if key != "option" and value is not None}
+    named = {
+        key.replace("_", "-"): "true" if value is True else value
+        for key, value in given.items()
+        if key != "option" and value not in (None, False)
+    }
     return named | dict(_pair(text, "option") for text in given["option"])
 
 
@@ -203,7 +244,7 @@ def _pair(text: str, what: str) -> tuple[str, str]:
     return name, value
 
 
-def _asked(driver: ExternalResourceDriver, method: str, resource: str) -> Callable[[], Iterable[Any]]:
+def _asked(driver: ExternalResourceDriver, method: str, resource: str) -> Callable[..., Iterable[Any]]:
     """Return a method that a driver may have; PluginError if this one has not."""
     found = getattr(driver, method, None)
     if found is None:
@@ -215,16 +256,70 @@ def _properties(info: ExternalResourceInfo) -> dict[str, str]:
     return {key: value for key in info.get_keys() if (value := info.get_property(key)) is not None}
 
 
+def _check_right(holding: Holding, *, force: bool) -> bool:
+    """Return True if the owner is dead, or the user insists and could end it as well; ConfigurationError if not."""
+    if not holding.living:
+        return True
+    who = f"pid {holding.owner.pid} ({holding.owner.program or 'of an unknown program'})"
+    if not force:
+        raise ConfigurationError(f"{who} lives and holds {holding.claim.token}: end it, or use --force")
+    if not _may_signal(pid_here(holding.owner)):
+        raise ConfigurationError(f"{who} lives and holds {holding.claim.token}, and you may not signal it")
+    return True
+
+
+def _may_signal(pid: int | None) -> bool:
+    try:
+        os.kill(pid or 1, 0)  # of a process that is not seen from here: as if it were init's
+    except PermissionError:
+        return False
+    except ProcessLookupError:
+        pass  # it has ended this moment
+    return True
+
+
+def _show_holdings(holdings: Sequence[Holding], resource: str, form: str) -> None:
+    rows = [_holding(holding) for holding in holdings]
+    if form == "json":
+        click.echo(json.dumps(rows, indent=2))
+    elif not rows:
+        click.echo(f"No {resource} device is held.")
+    else:
+        _table([_heading(key) for key in rows[0]], [[_cell(value) for value in row.values()] for row in rows])
+
+
 def _holding(holding: Holding) -> dict[str, Any]:
+    pid = pid_here(holding.owner) if holding.living else None
     return {
         "device": holding.claim.token,
         "uuid": holding.claim.uuid,
-        "pid": holding.owner.pid,
+        "pid": pid or holding.owner.pid,
         "user": _user(holding.owner.uid),
-        "program": holding.owner.program,
+        "program": (pid and _program(pid)) or holding.owner.program,
+        "container": _container(holding.owner, pid),
         "since": holding.since,
         "state": "living" if holding.living else "dead",
     }
+
+
+def _program(pid: int) -> str | None:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def _container(owner: Owner, pid: int | None) -> str | None:
+    """Return the id by which a container runtime knows an owner's container, else that of its pid namespace."""
+    if owner.pid_namespace is None or is_here(owner):
+        return None
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            found = re.search(r"[0-9a-f]{64}", file.read())
+    except OSError:
+        found = None
+    return found.group()[:12] if found else f"pid:[{owner.pid_namespace}]"
 
 
 def _user(uid: int | None) -> str | None:

@@ -31,7 +31,9 @@ __all__ = [
     "first",
     "identify",
     "in_container",
+    "is_here",
     "lives",
+    "pid_here",
 ]
 
 DEFAULT_TIMEOUT = 9.0  # seconds: Flink's 10 for a discovery script, less its start
@@ -62,6 +64,16 @@ def first(free: Sequence[D], claims: Sequence[Claim], amount: int) -> Sequence[D
 def in_container() -> bool:
     """Return whether there may be processes to which this one's pid means nothing."""
     return processes.observer().in_container
+
+
+def is_here(owner: Owner) -> bool:
+    """Return whether that process was seen from this very pid namespace."""
+    return owner.pid_namespace == processes.observer().pid_namespace
+
+
+def pid_here(owner: Owner) -> int | None:
+    """Return the pid by which this process sees an owner, if it sees it."""
+    return processes.pid_of(owner, processes.observer())
 
 
 def lives(owner: Owner) -> bool:

@@ -139,6 +139,15 @@ def gone(owner: Owner, here: Observer) -> bool:
     return _ended(stat) or _recycled(owner, stat, here)
 
 
+def pid_of(owner: Owner, here: Observer) -> int | None:
+    """Return the pid by which the observer sees an owner that may live; None if it sees none that is it."""
+    if not here.can_judge(owner) or gone(owner, here):
+        return None
+    if owner.pid_namespace == here.pid_namespace:
+        return owner.pid
+    return next((int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and _may_be(owner, pid, here)), None)
+
+
 def _recycled(owner: Owner, stat: _Stat, here: Observer) -> bool:
     comparable = owner.start_time is not None and owner.time_namespace == here.time_namespace
     if comparable and owner.start_time != stat.start_time:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,6 +102,7 @@ def test_status_of_nothing_says_so(environment: dict[str, str]) -> None:
         (("discover", "-o", "simulat=8"), 1, "did you mean 'simulate'?"),
         (("discover", "gpuu"), 1, "did you mean 'gpu'?"),
         (("discover", "--format", "xml"), 2, "'xml' is not one of 'table', 'json'"),
+        (("release",), 2, "nothing to release: name --dead, --device DEVICE or --owner PID"),
         (("statu",), 2, "No such command 'statu'. Did you mean 'status'?"),
         (("status", "--coordination-file", "/nowhere/file"), 0, ""),
     ],
@@ -122,7 +124,90 @@ def test_a_reader_who_had_enough_is_no_error(environment: dict[str, str]) -> Non
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("command", ["discover", "run", "status", "demo"])
+def held_by_a_living_owner(environment: dict[str, str]) -> subprocess.Popen[str]:
+    command = [COMMAND, "run", "gpu=1", "--", sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
+    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    child.stdout.readline()
+    return child
+
+
+def test_release_strikes_out_what_the_dead_hold_and_nothing_else(environment: dict[str, str], ledger: Path) -> None:
+    call(environment, "run", "gpu=1", "--", "true")
+    with held_by_a_living_owner(environment) as owner:
+        call(environment, "run", "gpu=1", "--", "true")
+        done = call(environment, "release", "--dead")
+        assert re.fullmatch(r"released 0, held by pid \d+\n", done.stdout)
+        assert [line.split()[1] for line in ledger.read_text().splitlines()] == [str(owner.pid)]
+        owner.kill()
+
+
+def test_release_of_a_living_owners_device_needs_force(environment: dict[str, str], ledger: Path) -> None:
+    with held_by_a_living_owner(environment) as owner:
+        refused = call(environment, "release", "--device", "0")
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert refused.stderr.endswith(" lives and holds 0: end it, or use --force\n")
+        assert ledger.read_text()
+        forced = call(environment, "release", "--owner", str(owner.pid), "--force")
+        assert forced.stdout == f"released 0, held by pid {owner.pid}\n"
+        assert not ledger.read_text()
+        owner.kill()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user")
+def test_release_of_another_users_living_owner_is_refused_even_with_force(
+    environment: dict[str, str], ledger: Path
+) -> None:
+    with held_by_a_living_owner(environment) as owner:
+        command = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", COMMAND]
+        for folder in (ledger.parent, *ledger.parent.parents[:2]):
+            folder.chmod(0o777)
+        done = subprocess.run(
+            [*command, "release", "--device", "0", "--force"],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.endswith(" lives and holds 0, and you may not signal it\n")
+        assert ledger.read_text()
+        owner.kill()
+
+
+def test_release_of_nothing_says_so(environment: dict[str, str]) -> None:
+    assert call(environment, "release", "--dead").stdout == "nothing to release: no such claim\n"
+
+
+def test_run_waits_for_its_turn(environment: dict[str, str]) -> None:
+    with held_by_a_living_owner(environment) as owner:
+        refused = call(environment, "run", "gpu=2", "--wait", "0.2", "--", "true")
+        assert (refused.returncode, refused.stderr.endswith("; waited 0.2 s for them\n")) == (125, True)
+        command = [COMMAND, "run", "gpu=2", "--wait", "60", "--", "true"]
+        with subprocess.Popen(command, env=environment) as waiting:
+            owner.kill()
+            assert waiting.wait() == 0
+
+
+def test_run_until_children_exit_keeps_the_device_for_the_last_of_them(environment: dict[str, str]) -> None:
+    script = "sleep 60 </dev/null >/dev/null 2>&1 & echo $!"
+    child = int(call(environment, "run", "gpu=1", "--until-children-exit", "--", "sh", "-c", script).stdout)
+    try:
+        states = json.loads(call(environment, "status", "--format", "json").stdout)
+        assert [row["state"] for row in states] == ["living"]
+    finally:
+        os.kill(child, signal.SIGKILL)
+    assert call(environment, "run", "gpu=2", "--wait", "60", "--", "true").returncode == 0
+
+
+def test_status_is_watched_until_it_is_interrupted(environment: dict[str, str]) -> None:
+    with subprocess.Popen(
+        [COMMAND, "status", "--watch"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as watching:
+        assert watching.stdout is not None
+        assert {watching.stdout.readline() for _ in range(2)} == {"No gpu device is held.\n"}
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait() == 130
+
+
+@pytest.mark.parametrize("command", ["discover", "run", "status", "release", "demo"])
 def test_help_says_what_each_option_is_for(environment: dict[str, str], command: str) -> None:
     done = call(environment, command, "--help")
     options = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("-")]
