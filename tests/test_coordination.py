@@ -578,7 +578,7 @@ def test_lock_that_another_process_holds_until_the_deadline_is_an_error(path: st
             lambda: shared.release(claimed, me(), deadline=no_wait()),
         ):
             assert error_of(CoordinationError, action) == (
-                f"{path}.lock was not free in time, so nothing is granted: it is locked by pid {os.getpid()} (pytest)"
+                f"{path}.lock was not free in time, so nothing is granted: it is locked by pid {os.getpid()} ({me().program})"
             )
     assert content(path) == before
 
