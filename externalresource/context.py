@@ -18,14 +18,18 @@ class RuntimeContext:
     """The devices of this process, by the name of their resource; a context manager that gives them back at its end."""
 
     def __init__(self, resources: Mapping[str, tuple[ExternalResourceDriver, int]], *, lenient: bool = False) -> None:
-        """Retrieve all, or raise and hold none; `lenient` leaves out the resources that fail, as Flink does."""
+        """Retrieve all in the order of their names, or raise and hold none.
+
+        Two processes that wait for the same two resources thus never hold one each and wait for the other. `lenient`
+        leaves out the resources that fail, as Flink does.
+        """
         self._lenient = lenient
         self._closed = False
         self._infos: dict[str, frozenset[ExternalResourceInfo]] = {}
         self._drivers: dict[str, ExternalResourceDriver] = {}
         with ExitStack() as undo:
             undo.callback(self.close)
-            for name, (driver, amount) in resources.items():
+            for name, (driver, amount) in sorted(resources.items()):
                 self._retrieve(name, driver, amount)
             undo.pop_all()
 

@@ -150,10 +150,10 @@ def test_environment_of_a_driver_that_has_none_is_an_error() -> None:
 
 @pytest.mark.parametrize("error", [NotEnoughDevicesError("none"), ValueError("foreign"), KeyboardInterrupt()], ids=repr)
 def test_what_was_claimed_is_given_back_when_a_later_resource_fails(error: BaseException) -> None:
-    one, two, three = Driver(), Driver(error), Driver()
+    first, second, third = Driver(), Driver(error), Driver()
     with pytest.raises((type(error), PluginError)):
-        RuntimeContext({"one": (one, 1), "two": (two, 1), "three": (three, 1)})
-    assert (one.closed, two.closed, three.closed) == (1, 1, 0)
+        RuntimeContext({"a": (first, 1), "b": (second, 1), "c": (third, 1)})
+    assert (first.closed, second.closed, third.closed) == (1, 1, 0)
 
 
 def test_lenient_leaves_out_what_fails_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
