@@ -4,9 +4,10 @@ Flink's own script edits the very file that it locks, and so hands out devices t
 """
 
 import contextlib
+import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic
 
@@ -38,6 +39,7 @@ __all__ = [
 
 DEFAULT_TIMEOUT = 9.0  # seconds: Flink's 10 for a discovery script, less its start
 _PAUSE = 0.05, 0.5  # seconds between two looks of a waiting process: the first, and the longest
+_LEAVING = 0.5  # seconds for the lock to be free when a waiting process gives up
 _SHOWN = 8  # owners that a refusal names
 
 Choose = Callable[[Sequence[D], Sequence[Claim], int], Sequence[D]]
@@ -122,15 +124,17 @@ class Coordination:
         if amount > len(devices):
             raise NotEnoughDevicesError(f"{amount} wanted, this host has {len(devices)}")
         request = _Request(devices, amount, owner, choose)
-        with contextlib.ExitStack() as undo:
-            if owner.witness is None and in_container():
-                stand_in = self._stand_in(owner)
-                undo.callback(stand_in.close)
-                request = replace(request, owner=replace(owner, witness=stand_in.name))
-                self._witnesses[stand_in.name] = stand_in
-            chosen = self._claim_in_turn(request, deadline, wait)
-            undo.pop_all()
-        return chosen
+        end = time.monotonic() + wait
+        try:
+            return self._claim_now(request, deadline, None)
+        except NotEnoughDevicesError:
+            if wait <= 0:
+                raise
+        try:
+            with self._place(request) as place:
+                return self._claim_in_turn(request, place, end, math.inf if deadline is None else deadline + wait)
+        except NotEnoughDevicesError as error:
+            raise NotEnoughDevicesError(f"{error}; waited {wait:g} s for them") from None
 
     def release(self, devices: Iterable[Claimable], owner: Owner, *, deadline: float | None = None) -> int:
         """Give back those of the devices that this owner holds; return how many those were."""
@@ -160,6 +164,20 @@ class Coordination:
         holdings = self._holdings(self._read())
         return [holding for holding in holdings if owner is None or holding.owner.same_process(owner)]
 
+    @contextlib.contextmanager
+    def _witnessed(self, owner: Owner) -> Iterator[Owner]:
+        """Give the owner a stand-in where it needs one: not earlier, lest one that waits and is killed leave it."""
+        if owner.witness is not None or not in_container():
+            yield owner
+            return
+        stand_in = self._stand_in(owner)
+        try:
+            yield replace(owner, witness=stand_in.name)
+        except BaseException:
+            stand_in.close()
+            raise
+        self._witnesses[stand_in.name] = stand_in
+
     def _stand_in(self, owner: Owner) -> Witness:
         """Return a lock by which other containers, where the owner's pid means nothing, see that it lives."""
         witness = Witness(self.path)
@@ -171,24 +189,37 @@ class Coordination:
                 raise
         return witness
 
-    def _claim_in_turn(self, request: "_Request[D]", deadline: float | None, wait: float) -> list[D]:
-        end = time.monotonic() + wait
-        try:
-            return self._claim_now(request, deadline, None)
-        except NotEnoughDevicesError:
-            if wait <= 0:
-                raise
+    def _claim_in_turn(self, request: "_Request[D]", place: Place, end: float, deadline: float) -> list[D]:
+        """Claim as soon as those before leave enough; NotEnoughDevicesError at `end`."""
+        seconds, longest = _PAUSE
+        while True:
+            now = time.monotonic()
+            try:
+                return self._claim_now(request, min(now + DEFAULT_TIMEOUT, deadline), place)
+            except NotEnoughDevicesError as error:
+                if now >= end:
+                    raise
+                reason = str(error)
+            self._pause(max(0, min(seconds, end - time.monotonic())), reason)
+            seconds = min(seconds * 2, longest)
+
+    @contextlib.contextmanager
+    def _place(self, request: "_Request[D]") -> Iterator[Place]:
+        """Keep a place for the queue, which is given up if the block ends with an error."""
         with contextlib.closing(Witness(self.path)) as turn:
             place = waiting.place(turn.name, request.amount, request.devices)
-            seconds, longest = _PAUSE
-            while True:
-                try:
-                    return self._claim_now(request, None, place)
-                except NotEnoughDevicesError as error:
-                    if time.monotonic() >= end:
-                        raise NotEnoughDevicesError(f"{error}; waited {wait:g} s for them") from None
-                    self._pause(min(seconds, end - time.monotonic()), str(error))
-                seconds = min(seconds * 2, longest)
+            try:
+                yield place
+            except BaseException:
+                self._leave(place)
+                raise
+
+    def _leave(self, place: Place) -> None:
+        """Give up a place. Whoever comes next does it if the lock is not free: a place without its lock is none."""
+        with contextlib.suppress(CoordinationError), self._locked(time.monotonic() + _LEAVING):
+            queue = waiting.read(self.path)
+            if place in queue:
+                waiting.write(self.path, [other for other in queue if other != place])
 
     def _claim_now(self, request: "_Request[D]", deadline: float | None, place: Place | None) -> list[D]:
         """Claim what is free and not kept for those who came before, or join the queue at `place`."""
@@ -205,11 +236,12 @@ class Coordination:
                     waiting.write(self.path, [*queue, place])
                 raise NotEnoughDevicesError(self._refusal(request, claims, len(free), ahead))
             chosen = list(request.choose(free, claims, request.amount))
-            new = [self._new_claim(device, request.owner) for device in chosen]
-            matching.check_choice(chosen, free, request.amount, new)
-            self._write(before, ledger.append(claims, new))
-            if place in queue:
-                waiting.write(self.path, [other for other in queue if other != place])
+            with self._witnessed(request.owner) as owner:
+                new = [self._new_claim(device, owner) for device in chosen]
+                matching.check_choice(chosen, free, request.amount, new)
+                if place in queue:  # before the claim, which stands once it is written
+                    waiting.write(self.path, [other for other in queue if other != place])
+                self._write(before, ledger.append(claims, new))
         return chosen
 
     def _locked(self, deadline: float | None) -> contextlib.AbstractContextManager[None]:
@@ -281,11 +313,11 @@ class Coordination:
                 taken.setdefault(holding.owner, []).append(holding)
         shown = [_holder(owner, held, request.owner) for owner, held in taken.items()][:_SHOWN]
         parts = [f"{request.amount} wanted, {free} of {len(request.devices)} free"]
+        if ahead:
+            parts.append(f"{len(ahead)} waiting before")
         if shown:
             more = f"; and {len(taken) - _SHOWN} more owners" if len(taken) > _SHOWN else ""
             parts.append(f"held by {'; '.join(shown)}{more}")
-        if ahead:
-            parts.append(f"{len(ahead)} waiting before")
         return "; ".join(parts)
 
 

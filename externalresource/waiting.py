@@ -1,9 +1,10 @@
 """Who waits for devices, first come first served: a file beside the coordination file, used under its lock.
 
-One line per waiting process in the order in which they came, `WITNESS AMOUNT DEVICE...`. A place is kept by a lock that
-its process holds, so that it vanishes with the process, whatever ends that.
+One line per waiting process in the order in which they came, `WITNESS AMOUNT DEVICE...`, a slice as `DEVICE@PARENT`. A
+place is kept by a lock that its process holds, so that it vanishes with the process, whatever ends that.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
@@ -11,6 +12,9 @@ from urllib.parse import quote, unquote
 from externalresource import ledger, witness
 from externalresource.errors import CoordinationError
 from externalresource.matching import Claimable, D
+
+# A witness is part of a path: no other character may stand in it.
+_LINE = re.compile(r"([0-9a-f]+) ([1-9][0-9]{0,8})((?: [!-~]+)+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +24,30 @@ class Place:
     #: The lock that it holds while it waits.
     witness: str
     amount: int
-    #: The devices that would do: their UUIDs, or tokens where there is none.
-    devices: frozenset[str]
+    #: The devices that would do, each with that of which it is a slice, or "": UUIDs, or tokens where there is none.
+    devices: frozenset[tuple[str, str]]
 
 
 def place(name: str, amount: int, devices: Iterable[Claimable]) -> Place:
     """Return a place for whoever holds the lock of that name."""
-    return Place(name, amount, frozenset(map(_identity, devices)))
+    return Place(name, amount, frozenset((_identity(device), _parent(device)) for device in devices))
 
 
 def read(coordination_file: str) -> list[Place]:
-    """Return the places of those that still wait, the longest first. CoordinationError if they cannot be read."""
+    """Return the places of those that still wait, the longest first, and strike out those of the dead.
+
+    CoordinationError if they cannot be read.
+    """
     path = _path(coordination_file)
-    places = [_parse(line, path) for line in ledger.read_text(path).splitlines()]
-    return [place for place in places if witness.stands(coordination_file, place.witness, missing=False)]
+    places = [_parse(line, path) for line in ledger.read_text(path).split("\n") if line]
+    dead = [place for place in places if not witness.stands(coordination_file, place.witness, missing=False)]
+    if not dead:
+        return places
+    living = [place for place in places if place not in dead]
+    write(coordination_file, living)
+    for place in dead:
+        witness.remove(coordination_file, place.witness)
+    return living
 
 
 def write(coordination_file: str, places: Sequence[Place]) -> None:
@@ -41,28 +55,44 @@ def write(coordination_file: str, places: Sequence[Place]) -> None:
     if not places:
         ledger.remove(_path(coordination_file))
         return
-    lines = [" ".join([place.witness, str(place.amount), *map(_quoted, sorted(place.devices))]) for place in places]
-    ledger.write_text(_path(coordination_file), "".join(f"{line}\n" for line in lines))
+    ledger.write_text(_path(coordination_file), "".join(f"{_render(place)}\n" for place in places))
 
 
 def unreserved(free: Sequence[D], before: Iterable[Place]) -> list[D]:
     """Return those of the free devices that are not kept for the processes at these places, in their order."""
     left = list(free)
     for earlier in before:
-        kept = [device for device in left if _identity(device) in earlier.devices][: earlier.amount]
-        left = [device for device in left if device not in kept]
+        wanted = {name for name, _ in earlier.devices}
+        sliced = {parent for _, parent in earlier.devices if parent}
+        kept = [device for device in left if _identity(device) in wanted][: earlier.amount]
+        kept += [device for device in left if _parent(device) in wanted or _identity(device) in sliced]
+        numbers = set(map(id, kept))
+        left = [device for device in left if id(device) not in numbers]
     return left
 
 
 def _parse(line: str, path: str) -> Place:
-    name, *rest = line.split(" ")
-    if not rest or not rest[0].isdecimal():
-        raise CoordinationError(f"cannot read {line[:80]!r} in {path}: remove that file while nobody waits")
-    return Place(name, int(rest[0]), frozenset(map(unquote, rest[1:])))
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise CoordinationError(
+            f"cannot read {line[:80]!r} in {path}, so nothing is granted: remove that file while nobody waits"
+        )
+    name, amount, devices = match.groups()
+    pairs = [word.partition("@") for word in devices.split()]
+    return Place(name, int(amount), frozenset((unquote(device), unquote(parent)) for device, _, parent in pairs))
+
+
+def _render(place: Place) -> str:
+    devices = [f"{_quoted(name)}@{_quoted(parent)}".removesuffix("@") for name, parent in sorted(place.devices)]
+    return " ".join([place.witness, str(place.amount), *devices])
 
 
 def _identity(device: Claimable) -> str:
     return device.uuid or device.token
+
+
+def _parent(device: Claimable) -> str:
+    return device.parent_uuid or device.parent_token or ""
 
 
 def _quoted(word: str) -> str:

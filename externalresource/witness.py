@@ -44,8 +44,8 @@ class Witness:
     def post(self, owner: Owner) -> None:
         """Leave two witnesses beside the owner, which hold the lock until it has ended.
 
-        To be called while this process holds no other lock, as they inherit what it holds, and has one thread. Raises
-        CoordinationError if they cannot be started.
+        They have left what they inherit, other locks of this process included, when this returns. To be called while
+        it has one thread. Raises CoordinationError if they cannot be started.
         """
         ready, report = os.pipe()
         try:

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 
 
+class _Ended(BaseException):
+    """A signal asked for the end of this script while it waited in the queue."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 def main() -> "NoReturn":
     """Answer the arguments on stdout and exit: 0, 1 with the reason on stderr, 2 if the arguments are not allowed."""
     parent = os.getppid()  # before anything else: it may end while this runs
@@ -37,6 +44,8 @@ def main() -> "NoReturn":
         status = _run(sys.argv[1:], parent)
     except KeyboardInterrupt:
         status = _INTERRUPTED
+    except _Ended as ended:
+        status = _die_of(ended.number)
     os._exit(status)  # nothing is left to tidy up, and tearing the interpreter down takes 7 ms
 
 
@@ -83,20 +92,29 @@ def _answer_coordinated(options: Options, parent: int, backend: "Backend", deadl
     from dataclasses import replace
 
     from externalresource.coordination import Coordination, identify
+    from externalresource_gpu.progress import Progress
 
     owner = replace(
         identify(parent if options.owner_pid is None else options.owner_pid),
         witness=options.witness,
         until_children_exit=options.until_children_exit,
     )
-    coordination = Coordination(
-        options.coordination_file, "gpu", pause=lambda seconds, reason: _pause(parent, owner, seconds, reason)
-    )
+    progress = Progress()
+
+    def pause(seconds: float, reason: str) -> None:
+        _check_asker(parent, owner)
+        progress.show(reason)
+        _sleep(seconds)
+
+    coordination = Coordination(options.coordination_file, "gpu", pause=pause)
     candidates = _usable(backend.devices(deadline), options.amount)
     _check_asker(parent, owner)
     # From here to the answer nothing but SIGKILL may end this: a claim that nobody was told of would be lost.
     _hold_signals(hold=True)
-    claimed = coordination.claim(candidates, options.amount, owner, deadline=deadline, wait=options.wait)
+    try:
+        claimed = coordination.claim(candidates, options.amount, owner, deadline=deadline, wait=options.wait)
+    finally:
+        progress.clear()
     try:
         _check_asker(parent, owner)
         _check_time(deadline + options.wait, options.timeout)
@@ -107,21 +125,38 @@ def _answer_coordinated(options: Options, parent: int, backend: "Backend", deadl
     return f"granted {_tokens(claimed)} as {backend.name} sees them to pid {owner.pid} ({owner.program})"
 
 
-def _pause(parent: int, owner: "Owner", seconds: float, reason: str) -> None:
-    """Let others give back what is waited for; whoever wants to end this may."""
-    _check_asker(parent, owner)
-    if os.isatty(2):
-        _complain(f"waiting; {reason}\x1b[K\x1b[A")  # the next one, or the prompt, takes its place
+def _sleep(seconds: float) -> None:
+    """Let others give back what is waited for; whoever wants to end this may, and it leaves the queue first."""
+    import signal
+
+    heeded = {number for number in _ending_signals() if signal.getsignal(number) != signal.SIG_IGN}  # see nohup
+    asked = signal.sigtimedwait(heeded, seconds)
+    if asked is not None and asked.si_signo == signal.SIGINT:
+        raise KeyboardInterrupt
+    if asked is not None:
+        raise _Ended(asked.si_signo)
+
+
+def _ending_signals() -> "set[int]":
+    import signal
+
+    return {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+def _die_of(number: int) -> "NoReturn":
+    import signal
+
+    signal.signal(number, signal.SIG_DFL)
     _hold_signals(hold=False)
-    time.sleep(seconds)
-    _hold_signals(hold=True)
+    signal.raise_signal(number)
+    raise AssertionError("a signal that ends the process did not")
 
 
 def _hold_signals(*, hold: bool) -> None:
     import signal
 
     how = signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK
-    signal.pthread_sigmask(how, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    signal.pthread_sigmask(how, _ending_signals())
 
 
 def _usable(devices: "Sequence[Device]", amount: int) -> "list[Device]":
