@@ -2,6 +2,9 @@
 
 One line per device, `TOKEN PID JSON`. The first two columns are those of Flink's own discovery script, whose two-column
 lines are read as they are; a TOKEN never stands in two lines, which that script cannot digest. The caller locks.
+
+A ledger that a cleaner of temporary files has removed must not mean that nothing is claimed. So whoever makes the lock
+file makes an empty ledger first, and the lock file says so: it tells a ledger that is lost from one that never was.
 """
 
 import contextlib
@@ -25,6 +28,8 @@ _TYPES = {  # of the fields that decide who holds what, where they stand
     **dict.fromkeys(("start_time", "pid_namespace", "time_namespace", "uid", "pidfd_inode"), int),
     "until_children_exit": bool,
 }
+_MODE = 0o644  # readable for all, whatever the umask: there are no secrets in it
+_LOCK_TEXT = "The lock of a coordination file. If that is missing beside this, its claims have been lost.\n"
 _LARGEST = 16 << 20  # bytes; 1,024 devices take 0.3 MB
 _PLAIN = "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"  # all that is printable but blanks and %
 _SHARING = "to share devices between users, give them a folder that they all may write and that is not sticky"
@@ -67,9 +72,23 @@ class Claim:
         return self.details.get("parent_token")
 
 
+def lock_file(path: str) -> str:
+    """Return where the lock of a ledger is."""
+    return f"{path}.lock"
+
+
 def read(path: str) -> list[Claim]:
-    """Return all claims; none if there is no file. CoordinationError for anything that cannot be understood."""
-    return parse(read_text(path), path)
+    """Return all claims; none if there never was a file. CoordinationError for anything that cannot be understood."""
+    text = read_text(path)
+    if not text and not os.path.lexists(path):
+        _check_never_was(path)
+    return parse(text, path)
+
+
+def create_with_lock(path: str) -> None:
+    """Make the two files, with no claims, or leave them as they are. CoordinationError for anything else there."""
+    _create(path, "")
+    _create(lock_file(path), _LOCK_TEXT)
 
 
 def read_text(path: str) -> str:
@@ -100,10 +119,10 @@ def write_text(path: str, text: str) -> None:
     new = f"{path}.new"
     try:
         remove(new)  # left by a process that was killed here; the name is fixed, so that they do not pile up
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
         try:
             with open(descriptor, "wb") as file:
-                os.fchmod(descriptor, 0o644)  # readable for all, whatever the umask: there are no secrets in it
+                os.fchmod(descriptor, _MODE)
                 file.write(text.encode())
             os.replace(new, path)
         except BaseException:
@@ -147,13 +166,34 @@ def open_plain(path: str, flags: int) -> int:
 
     Raises OSError if the system does not let us open it.
     """
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, _MODE)
     status = os.fstat(descriptor)
     if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
         return descriptor
     os.close(descriptor)
     what = f"has {status.st_nlink} names (hard links)" if stat.S_ISREG(status.st_mode) else "is not a regular file"
     raise CoordinationError(f"cannot use {path}: it {what}; remove it")
+
+
+def _create(path: str, text: str) -> None:
+    try:
+        descriptor = open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, _MODE)
+            file.write(text.encode())
+    except FileExistsError:
+        read_text(path)
+    except OSError as error:
+        raise refusal("write", path, error) from None
+
+
+def _check_never_was(path: str) -> None:
+    """Raise CoordinationError if there was a file. The lock is looked at first: it was made after the ledger."""
+    if read_text(lock_file(path)) == _LOCK_TEXT and not os.path.lexists(path):
+        raise CoordinationError(
+            f"coordination file {path} was removed while its lock file remained, so nothing is granted: its claims are "
+            f"lost, but their owners may live; once none of them does, remove {lock_file(path)}, too"
+        )
 
 
 @functools.lru_cache(maxsize=8192)  # a line never changes; most have been seen by the claim before
@@ -194,7 +234,7 @@ def _recordable(claim: Claim) -> Claim:
 def _unreadable(path: str, number: int, what: str) -> str:
     return (
         f"{path}, line {number}: cannot read {what}, so nothing is granted; expected 'DEVICE PID' or "
-        "'DEVICE PID {JSON}'; mend the line, or remove the file once no owner lives"
+        "'DEVICE PID {JSON}'; mend the line, or empty the file once no owner lives"
     )
 
 

@@ -578,7 +578,8 @@ def test_lock_that_another_process_holds_until_the_deadline_is_an_error(path: st
             lambda: shared.release(claimed, me(), deadline=no_wait()),
         ):
             assert error_of(CoordinationError, action) == (
-                f"{path}.lock was not free in time, so nothing is granted: it is locked by pid {os.getpid()} ({me().program})"
+                f"{path}.lock was not free in time, so nothing is granted: "
+                f"it is locked by pid {os.getpid()} ({me().program})"
             )
     assert content(path) == before
 
@@ -752,7 +753,7 @@ def test_folder_that_may_not_be_written_grants_nothing(shared: Path) -> None:
     shared.chmod(0o755)
     path = str(shared / "gpus")
     message = as_another_user(lambda: error_of(CoordinationError, lambda: claim(path, 1, gpus(2))))
-    assert message.startswith(f"cannot lock {path}.lock: Permission denied; to share devices between users")
+    assert message.startswith(f"cannot write {path}: Permission denied; to share devices between users")
 
 
 # Any order of events

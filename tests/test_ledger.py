@@ -172,7 +172,7 @@ def test_line_that_cannot_be_read_is_an_error_with_file_line_and_remedy(line: st
     message = error_of(lambda: ledger.read(path))
     assert message.startswith(f"{path}, line 3: cannot read ")
     assert "nothing is granted" in message
-    assert "mend the line, or remove the file once no owner lives" in message
+    assert "mend the line, or empty the file once no owner lives" in message
     assert len(message) < 500
 
 
