@@ -4,9 +4,6 @@ Both divide the GPUs of the same stand-in for nvidia-smi, in turn, each with a c
 back before each run. Flink's comes from a copy of Flink that is installed on this machine, or is installed for this.
 """
 
-import importlib.metadata
-import os
-import platform
 import re
 import shutil
 import statistics
@@ -14,79 +11,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from filelock import FileLock
 
-from externalresource.coordination import Coordination, Owner, identify
+import contenders
+import owners
+from contenders import Script
+from externalresource.coordination import Coordination, Owner
 
-FLINK = "2.3.0"
-ENGINES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "externalresource" / "engines"
-PLUGIN = Path("plugins", "external-resource-gpu", "nvidia-gpu-discovery.sh")
-OURS = Path(sys.executable).with_name("nvidia-gpu-discovery")
-
-# Answers --query-gpu=FIELDS as --format=csv,noheader,nounits does, for $STANDIN_GPUS devices, after $STANDIN_MS.
-NVIDIA_SMI_C = r"""
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
-static void cell(const char *field, int index) {
-    if (!strcmp(field, "index")) printf("%d", index);
-    else if (!strcmp(field, "uuid")) printf("GPU-00000000-0000-4000-8000-%012d", index);
-    else if (!strcmp(field, "pci.bus_id")) printf("00000000:%02X:00.0", index + 1);
-    else if (!strcmp(field, "compute_mode")) printf("Default");
-    else if (!strcmp(field, "mig.mode.current")) printf("Disabled");
-    else if (!strcmp(field, "name")) printf("Stand-in");
-    else printf("81559");
-}
-
-int main(int count, char **words) {
-    usleep(1000 * atoi(getenv("STANDIN_MS")));
-    for (int index = 0; index < atoi(getenv("STANDIN_GPUS")); index++) {
-        char fields[1024] = "";
-        for (int word = 1; word < count; word++)
-            if (!strncmp(words[word], "--query-gpu=", 12)) strncpy(fields, words[word] + 12, sizeof fields - 1);
-        const char *separator = "";
-        for (char *field = strtok(fields, ","); field; field = strtok(NULL, ",")) {
-            printf("%s", separator);
-            cell(field, index);
-            separator = ", ";
-        }
-        printf("\n");
-    }
-    return 0;
-}
-"""
-
-NVIDIA_SMI_SH = r"""#!/bin/sh
-sleep "$(printf '0.%03d' "$STANDIN_MS")"
-for word; do case $word in --query-gpu=*) fields=${word#*=} ;; esac; done
-IFS=,
-index=0
-while [ "$index" -lt "$STANDIN_GPUS" ]; do
-    line=
-    for field in $fields; do
-        case $field in
-            index) cell=$index ;;
-            uuid) cell=$(printf 'GPU-00000000-0000-4000-8000-%012d' "$index") ;;
-            pci.bus_id) cell=$(printf '00000000:%02X:00.0' $((index + 1))) ;;
-            compute_mode) cell=Default ;;
-            mig.mode.current) cell=Disabled ;;
-            name) cell=Stand-in ;;
-            *) cell=81559 ;;
-        esac
-        line="$line${line:+, }$cell"
-    done
-    echo "$line"
-    index=$((index + 1))
-done
-"""
+#: Returns the coordination file in which each owner holds one device, from 0 on.
+Ledger = Callable[[Sequence[Owner]], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,20 +65,6 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
-    name: str
-    command: tuple[str, ...]
-    coordination_file: Path
-    #: Returns the coordination file in which each owner holds one device, from 0 on.
-    ledger: Callable[[Sequence[Owner]], bytes]
-
-    def words(self, amount: int) -> list[str]:
-        path, *options = self.command
-        file = str(self.coordination_file)
-        return [path, str(amount), "--enable-coordination-mode", "--coordination-file", file, *options]
-
-
-@dataclass(frozen=True, slots=True)
 class Timed:
     milliseconds: float
     granted: int
@@ -164,17 +87,18 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
+    folder: Path
     ours: Script
     flinks: Script
+    ledgers: Mapping[str, Ledger]
     living: Sequence[Owner]
     dead: Sequence[Owner]
-    environment: Mapping[str, str]
 
     def compare(self, case: Case, standin: int, runs: int) -> Result:
         """Run both in turn."""
         owners = self.living[: case.living] or self.dead[: case.dead]
-        ledgers = {script.name: script.ledger(owners) for script in (self.ours, self.flinks)}
-        environment = self.standin(case.gpus, standin)
+        ledgers = {name: ledger(owners) for name, ledger in self.ledgers.items()}
+        environment = contenders.environment(self.folder, case.gpus, standin)
         pairs = []
         for run in range(runs + 1):
             ours, flinks = (
@@ -192,9 +116,6 @@ class Bench:
             flink_failed=any(flinks.granted != case.amount for _, flinks in pairs),
             goal=GOALS[standin].get(case),
         )
-
-    def standin(self, gpus: int, milliseconds: int) -> dict[str, str]:
-        return {**self.environment, "STANDIN_GPUS": str(gpus), "STANDIN_MS": str(milliseconds)}
 
 
 def timed(script: Script, ledger: bytes, amount: int, environment: Mapping[str, str]) -> Timed:
@@ -216,7 +137,7 @@ def median_ms(command: Sequence[str], environment: Mapping[str, str], runs: int)
     return statistics.median(times) * 1000
 
 
-def our_ledger(folder: Path) -> Callable[[Sequence[Owner]], bytes]:
+def our_ledger(folder: Path) -> Ledger:
     def ledger(owners: Sequence[Owner]) -> bytes:
         file = folder / "prepared"
         file.unlink(missing_ok=True)
@@ -232,48 +153,6 @@ def flinks_ledger(owners: Sequence[Owner]) -> bytes:
     return "".join(f"{index} {owner.pid}\n" for index, owner in enumerate(owners)).encode()
 
 
-@contextmanager
-def processes(count: int) -> Iterator[list[Owner]]:
-    """So many processes, which have ended afterwards."""
-    started = [subprocess.Popen(["sleep", "infinity"]) for _ in range(count)]
-    try:
-        yield [identify(process.pid) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-
-
-def make_standin(folder: Path) -> str:
-    """Put an nvidia-smi into the folder, and return what it is made of."""
-    program = folder / "nvidia-smi"
-    if compiler := shutil.which("gcc"):
-        subprocess.run(
-            [compiler, "-O2", "-w", "-x", "c", "-o", program, "-"], input=NVIDIA_SMI_C, text=True, check=True
-        )
-        return "C"
-    program.write_text(NVIDIA_SMI_SH)
-    program.chmod(0o755)
-    return "shell"
-
-
-def flink_home() -> Path:
-    """Return where Flink is, of those that are there the newest; it is installed if there is none."""
-    found = sorted(ENGINES.glob(f"flink-*/lib/python*/site-packages/pyflink/{PLUGIN}"))
-    return found[-1].parents[2] if found else _install(ENGINES / f"flink-{FLINK}")
-
-
-def _install(folder: Path) -> Path:
-    click.echo(f"Installing Flink {FLINK} to {folder} ...", err=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # the tests against a real Flink use the same folder, lock and sign of completion
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        pip = [f"{folder}/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, f"apache-flink=={FLINK}"], check=True)
-        (folder / "complete").touch()
-    return next(folder.glob("lib/python*/site-packages/pyflink"))
-
-
 def report(results: Sequence[Result]) -> None:
     click.echo(f"{'GPUs':>4}  {'held by':<10}{'asked':>5}{'ours':>9}{'Flink':>9}{'ratio':>8}{'goal':>8}")
     for result in results:
@@ -287,7 +166,7 @@ def report(results: Sequence[Result]) -> None:
 
 
 def report_floors(bench: Bench, standin: int, runs: int) -> None:
-    environment = bench.standin(8, standin)
+    environment = contenders.environment(bench.folder, 8, standin)
     floors = {
         "python -I -c pass": [sys.executable, "-I", "-c", "pass"],
         'python -I -c "import filelock"': [sys.executable, "-I", "-c", "import filelock"],
@@ -300,9 +179,9 @@ def report_floors(bench: Bench, standin: int, runs: int) -> None:
 
 def report_imports(bench: Bench, case: Case, standin: int) -> None:
     """Show where the time of a script goes that is slower than it should be."""
-    bench.ours.coordination_file.write_bytes(bench.ours.ledger(bench.dead[: case.gpus]))
+    bench.ours.coordination_file.write_bytes(bench.ledgers[bench.ours.name](bench.dead[: case.gpus]))
     words = [sys.executable, "-X", "importtime", *bench.ours.words(case.amount)]
-    environment = bench.standin(case.gpus, standin)
+    environment = contenders.environment(bench.folder, case.gpus, standin)
     said = subprocess.run(words, env=environment, check=True, capture_output=True, text=True).stderr
     rows = re.findall(r"^import time: +(\d+) \| +\d+ \| +(\S+)$", said, re.MULTILINE)
     modules = sorted(((int(own), name) for own, name in rows), reverse=True)
@@ -313,42 +192,27 @@ def report_imports(bench: Bench, case: Case, standin: int) -> None:
         click.echo(f"{own / 1000:>8.1f} ms  {name}")
 
 
-def report_machine(flink: Path, standin: str) -> None:
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("externalresource", "filelock"))
-    libraries = sorted(flink.glob("lib/flink-dist-*.jar"))
-    version = libraries[0].stem.removeprefix("flink-dist-") if libraries else "unknown"
-    click.echo(
-        f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}\n"
-        f"Python {platform.python_version()}, Linux {platform.release()}, {versions}, Flink {version}, "
-        f"nvidia-smi played by a stand-in in {standin}\n"
-        "Times in ms: medians, and the median of the ratios of paired runs."
-    )
-
-
 @click.command(help=__doc__)
 @click.option("--runs", type=click.IntRange(1), default=15, show_default=True, help="Pairs of runs per row.")
-@click.option("--gpus", type=click.IntRange(2, 255), multiple=True, default=(8, 16, 64), show_default=True)
+@click.option("--gpus", type=click.IntRange(2, 1024), multiple=True, default=(8, 16, 64), show_default=True)
 @click.option("--quick", is_flag=True, help="2 runs, 8 GPUs.")
 @click.option("--flink-home", "home", type=click.Path(exists=True, path_type=Path), help="A folder with Flink in it.")
 def main(runs: int, gpus: Sequence[int], home: Path | None, *, quick: bool) -> None:
     if quick:
         runs, gpus = 2, (8,)
-    flink = home or flink_home()
-    if not (flink / PLUGIN).is_file():
-        raise click.BadParameter(f"there is no {flink / PLUGIN}", param_hint="--flink-home")
-    with tempfile.TemporaryDirectory() as name, processes(max(gpus) - 1) as living:
+    flink = home or contenders.flink_home()
+    with tempfile.TemporaryDirectory() as name, owners.idle(max(gpus) - 1) as living:
         folder = Path(name)
-        report_machine(flink, make_standin(folder))
-        with processes(max(gpus)) as dead:
-            pass
-        own = {key: value for key, value in os.environ.items() if not key.startswith(("EXTERNALRESOURCE_", "PYTHON"))}
-        bench = Bench(
-            ours=Script("ours", (str(OURS), "--backend", "nvidia-smi"), folder / "ours", our_ledger(folder)),
-            flinks=Script("Flink's", (str(flink / PLUGIN),), folder / "flinks", flinks_ledger),
-            living=living,
-            dead=dead,
-            environment=own | {"PATH": f"{folder}:{own['PATH']}"},
+        ours, flinks = contenders.ours(folder), contenders.flinks(folder, flink)
+        click.echo(
+            f"{contenders.machine()}, Flink {contenders.flink_version(flink)}, "
+            f"nvidia-smi played by a stand-in in {contenders.make_standin(folder)}\n"
+            "Times in ms: medians, and the median of the ratios of paired runs."
         )
+        with owners.idle(max(gpus)) as dead:
+            pass
+        ledgers = {ours.name: our_ledger(folder), flinks.name: flinks_ledger}
+        bench = Bench(folder, ours, flinks, ledgers, living, dead)
         for standin in GOALS:
             _measure(bench, standin, [case for number in gpus for case in cases(number)], runs)
 
