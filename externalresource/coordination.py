@@ -313,8 +313,9 @@ class Coordination:
                 taken.setdefault(holding.owner, []).append(holding)
         shown = [_holder(owner, held, request.owner) for owner, held in taken.items()][:_SHOWN]
         parts = [f"{request.amount} wanted, {free} of {len(request.devices)} free"]
-        if ahead:
-            parts.append(f"{len(ahead)} waiting before")
+        rivals = [place for place in ahead if waiting.wants(place, request.devices)]
+        if rivals:
+            parts.append(f"{len(rivals)} waiting before")
         if shown:
             more = f"; and {len(taken) - _SHOWN} more owners" if len(taken) > _SHOWN else ""
             parts.append(f"held by {'; '.join(shown)}{more}")

@@ -65,7 +65,7 @@ class _Named:
 
     def has(self, uuid: str | None, token: str | None) -> bool:
         if not uuid:
-            return token in self._tokens
+            return token in self._tokens or token in self._uuids
         return uuid in self._uuids or uuid in self._bare or token in self._bare
 
 

@@ -71,6 +71,11 @@ def unreserved(free: Sequence[D], before: Iterable[Place]) -> list[D]:
     return left
 
 
+def wants(place: Place, devices: Sequence[Claimable]) -> bool:
+    """Return whether any of the devices may be kept for the process at this place."""
+    return len(unreserved(devices, [place])) < len(devices)
+
+
 def _parse(line: str, path: str) -> Place:
     match = _LINE.fullmatch(line)
     if match is None:

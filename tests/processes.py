@@ -3,8 +3,9 @@
 import ctypes
 import os
 import pickle
+import signal
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 import pytest
 
@@ -15,6 +16,38 @@ _BIND, _RECURSIVE, _PRIVATE = 0x1000, 0x4000, 0x40000
 _NOBODY = 65534
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Running(Generic[R]):
+    """A process that did something, and lives on until it is killed."""
+
+    def __init__(self, function: Callable[[], R]) -> None:
+        reader, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                answer: object = function()
+            except Exception as error:  # noqa: BLE001 - it is raised in the parent
+                answer = error
+            with open(writer, "wb") as pipe:
+                pipe.write(pickle.dumps(answer))
+            signal.pause()
+        os.close(writer)
+        self._reader = reader
+        self._living = True
+
+    def result(self) -> R:
+        with open(self._reader, "rb") as pipe:
+            answer: R = pickle.loads(pipe.read())
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def kill(self) -> None:
+        if self._living:
+            self._living = False
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
 
 
 def in_child(function: Callable[[], R]) -> R:

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import json
 import os
-import pickle
 import random
 import re
 import signal
@@ -12,20 +11,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import pytest
 from filelock import lock_descriptor
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from externalresource import ledger
 from externalresource.coordination import Coordination, Holding, first, identify, lives
 from externalresource.errors import ConfigurationError, CoordinationError, NotEnoughDevicesError
 from externalresource.ledger import Claim
 from externalresource.owner import Observer, Owner, observer
 
-from .processes import as_another_user
+from .processes import Running, as_another_user
 
 R = TypeVar("R")
 
@@ -61,38 +57,6 @@ def me() -> Owner:
 
 def tokens(devices: Sequence[Device]) -> list[str]:
     return [device.token for device in devices]
-
-
-class Running(Generic[R]):
-    """A process that did something, and lives on until it is killed."""
-
-    def __init__(self, function: Callable[[], R]) -> None:
-        reader, writer = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                answer: object = function()
-            except Exception as error:  # noqa: BLE001 - it is raised in the parent
-                answer = error
-            with open(writer, "wb") as pipe:
-                pipe.write(pickle.dumps(answer))
-            signal.pause()
-        os.close(writer)
-        self._reader = reader
-        self._living = True
-
-    def result(self) -> R:
-        with open(self._reader, "rb") as pipe:
-            answer: R = pickle.loads(pipe.read())
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def kill(self) -> None:
-        if self._living:
-            self._living = False
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
 
 
 @pytest.fixture
@@ -401,6 +365,7 @@ TABLE = [
     (Device("0"), Device("0"), True),
     (Device("0"), B, False),
     (Device("GPU-a"), A, True),  # a script that prints UUIDs
+    (A, Device("GPU-a"), True),
     (A, SLICED, True),
     (SLICED, A, True),
     (SLICED, B, False),
@@ -754,71 +719,3 @@ def test_folder_that_may_not_be_written_grants_nothing(shared: Path) -> None:
     path = str(shared / "gpus")
     message = as_another_user(lambda: error_of(CoordinationError, lambda: claim(path, 1, gpus(2))))
     assert message.startswith(f"cannot write {path}: Permission denied; to share devices between users")
-
-
-# Any order of events
-
-VIEWS = {
-    "host": [Device("0", "GPU-a"), Device("1", "GPU-b"), of("c", "x"), of("c", "y")],
-    "host before it was sliced": [Device("0", "GPU-a"), Device("1", "GPU-b"), Device("2", "GPU-c")],
-    "container": [Device("0", "GPU-b"), Device("1", "GPU-c")],
-    "container with slices": [Device("MIG-x", "MIG-x", "GPU-c", "0"), Device("MIG-y", "MIG-y", "GPU-c", "0")],
-}
-
-
-def overlap(one: Device, other: Device) -> bool:
-    return one.uuid in (other.uuid, other.parent_uuid) or one.parent_uuid == other.uuid
-
-
-class AnyOrder(RuleBasedStateMachine):
-    """Owners come, ask, give back and die in any order; a model beside the file knows who may hold what."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = f"{self.folder.name}/gpus"
-        self.hands: dict[int, list[Device]] = {pid: [] for pid in range(1, 5)}  # of the living, as they were told
-        self.shared = Coordination(self.path, "gpu", gone=lambda who, here: who.pid not in self.hands)
-
-    def teardown(self) -> None:
-        self.folder.cleanup()
-
-    @rule(place=st.integers(0, 3), amount=st.integers(1, 4), view=st.sampled_from(sorted(VIEWS)), chance=st.randoms())
-    def ask(self, place: int, amount: int, view: str, chance: random.Random) -> None:
-        pid, devices = sorted(self.hands)[place], VIEWS[view]
-        held = [device for hand in self.hands.values() for device in hand]
-        free = [device for device in devices if not any(overlap(device, other) for other in held)]
-
-        def choose(offered: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
-            assert set(offered) <= set(free)
-            return chance.sample(list(offered), amount)
-
-        with pytest.raises(NotEnoughDevicesError) if amount > len(free) else contextlib.nullcontext():
-            self.hands[pid] += self.shared.claim(devices, amount, made_up(pid), choose=choose)
-
-    @rule(place=st.integers(0, 3), count=st.integers(0, 4))
-    def give_back(self, place: int, count: int) -> None:
-        pid = sorted(self.hands)[place]
-        back, self.hands[pid] = self.hands[pid][:count], self.hands[pid][count:]
-        assert self.shared.release(back, made_up(pid)) == len(back)
-
-    @rule(place=st.integers(0, 3))
-    def die(self, place: int) -> None:
-        self.hands[max(self.hands) + 1] = []
-        del self.hands[sorted(self.hands)[place]]
-
-    @invariant()
-    def no_device_is_in_two_hands(self) -> None:
-        held = [device for hand in self.hands.values() for device in hand]
-        assert not any(overlap(one, other) for place, one in enumerate(held) for other in held[:place])
-
-    @invariant()
-    def none_is_lost_and_no_name_repeats(self) -> None:
-        claims = ledger.read(self.path)
-        recorded = sorted((claim.pid, claim.uuid or "") for claim in claims if claim.pid in self.hands)
-        assert recorded == sorted((pid, device.uuid or "") for pid, hand in self.hands.items() for device in hand)
-        names = [claim.token for claim in claims]
-        assert len(names) == len(set(names))
-
-
-TestAnyOrder = AnyOrder.TestCase
