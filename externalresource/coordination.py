@@ -180,8 +180,9 @@ class Coordination:
 
     def _stand_in(self, owner: Owner) -> Witness:
         """Return a lock by which other containers, where the owner's pid means nothing, see that it lives."""
-        witness = Witness(self.path)
-        if owner.pid != os.getpid():
+        itself = owner.pid == os.getpid()
+        witness = Witness(self.path, inherited=not itself)
+        if not itself:
             try:
                 witness.post(owner)
             except CoordinationError:
@@ -267,6 +268,8 @@ class Coordination:
                 self._witnesses.pop(name).close()
             else:
                 witness.remove(self.path, name)
+        if _witnesses(before) or _witnesses(after):
+            witness.sweep(self.path, _witnesses(after))
 
     def _holdings(self, claims: Sequence[Claim]) -> list[Holding]:
         here = processes.observer()

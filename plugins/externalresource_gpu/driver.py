@@ -1,21 +1,24 @@
 """GPUDriver: runs a discovery script and turns its answer into infos."""
 
+import contextlib
 import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from externalresource.api import ExternalResourceInfo, hookimpl
 from externalresource.coordination import Coordination, Holding, Owner, Witness, identify, in_container
-from externalresource.errors import ConfigurationError, DiscoveryError, did_you_mean
+from externalresource.errors import ConfigurationError, CoordinationError, DiscoveryError, did_you_mean
 from externalresource_gpu import dialects, script
 from externalresource_gpu.device import Device
 from externalresource_gpu.options import FLAGS, PREFIX, VALUED, Options
 
 _DEFAULT_TIMEOUT = 10.0  # seconds, as in Flink
 _LONGEST = 86400
+_TAKING_BACK = 0.5  # seconds for the lock to be free
 _STARTING = 1.0  # seconds for the interpreter of our own script
 _OWN = ("discovery-script.path", "discovery-script.args", "discovery-script.timeout")
 _SCRIPT = tuple(name for name in (*FLAGS, *VALUED) if name not in ("list", "format", "owner-pid", "witness"))
@@ -128,19 +131,29 @@ class GPUDriver:
         """Let what was retrieved outlast an exec of this process: it stays the owner, and close() is never called."""
         for grant in self._grants:
             if grant.witness is not None:
-                os.set_inheritable(grant.witness.descriptor, True)
+                grant.witness.keep_over_exec()
 
     def _claim(self, words: Sequence[str], options: Options) -> list[GPUInfo]:
         owner = identify(os.getpid())
-        witness = Witness(options.coordination_file) if options.until_children_exit or in_container() else None
+        witness = None
+        if options.until_children_exit or in_container():
+            witness = Witness(options.coordination_file, inherited=options.until_children_exit)
         try:
             infos = self._ask(*words, *(["--witness", witness.name] if witness else []))
         except BaseException:
             if witness is not None:
-                witness.close()
+                self._take_back(witness)
             raise
         self._grants.append(_Grant([_device(info) for info in infos], owner, witness))
         return infos
+
+    def _take_back(self, witness: Witness) -> None:
+        """Strike out what a script may have claimed that was killed before it answered."""
+        with contextlib.suppress(CoordinationError):
+            self._coordination().drop(
+                lambda holding: holding.owner.witness == witness.name, deadline=time.monotonic() + _TAKING_BACK
+            )
+        witness.close()
 
     def _coordination(self) -> Coordination:
         if self._options is None:
