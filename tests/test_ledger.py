@@ -192,9 +192,36 @@ def test_text_a_number_and_a_truth_are_three_things(key: str, value: Any, path: 
     assert "line 1: cannot read" in error_of(lambda: ledger.read(path))
 
 
-def test_bytes_that_are_no_utf8_are_an_error_with_their_line(path: str) -> None:
-    Path(path).write_bytes(b"0 5\n1 6\n\xff\xfe\x00\n")
-    assert error_of(lambda: ledger.read(path)).startswith(f"{path}, line 3: cannot read bytes that are not UTF-8")
+@pytest.mark.parametrize(
+    ("content", "line"), [(b"\xff", 1), (b"\n\xff\n", 2), (b"0 5\n\xff\n", 2), (b"0 5\n1 6\n\xff\xfe\x00\n", 3)]
+)
+def test_bytes_that_are_no_utf8_are_an_error_with_their_line(content: bytes, line: int, path: str) -> None:
+    Path(path).write_bytes(content)
+    assert error_of(lambda: ledger.read(path)).startswith(f"{path}, line {line}: cannot read bytes that are not UTF-8")
+
+
+@pytest.mark.parametrize("line", [1, 2, 3])
+def test_line_that_cannot_be_read_is_named_by_its_number_and_its_first_80_characters(line: int, path: str) -> None:
+    Path(path).write_text("0 5\n" * (line - 1) + "x" * 100, encoding="ascii")
+    message = error_of(lambda: ledger.read(path))
+    assert message.startswith(f"{path}, line {line}: cannot read '{'x' * 80}', so nothing is granted")
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_file_of_16_mebibytes_is_the_largest_that_is_read(more: int, path: str) -> None:
+    Path(path).write_bytes(b" " * ((16 << 20) + more))
+    if more:
+        assert "is larger than 16 MiB" in error_of(lambda: ledger.read(path))
+    else:
+        assert ledger.read(path) == []
+
+
+def test_claim_knows_its_device_and_that_of_which_it_is_a_slice() -> None:
+    claim = Claim("MIG-x", 7, {"uuid": "MIG-x", "parent_uuid": "GPU-a", "parent_token": "0"}, "as it stands")
+    assert (claim.uuid, claim.parent_uuid, claim.parent_token) == ("MIG-x", "GPU-a", "0")
+    assert (CLAIM.parent_uuid, CLAIM.parent_token, Claim("0", 7).uuid) == (None, None, None)
+    assert "as it stands" not in repr(claim)
+    assert claim == Claim("MIG-x", 7, claim.details)
 
 
 def test_file_that_is_too_large_to_be_a_ledger_is_an_error(path: str) -> None:

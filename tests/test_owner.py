@@ -1,8 +1,11 @@
+import contextlib
 import dataclasses
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 
 from externalresource import owner
 from externalresource.errors import CoordinationError
-from externalresource.owner import Observer, Owner, gone, identify, observer
+from externalresource.owner import Observer, Owner, gone, identify, observer, pid_of
 
 from .processes import NEW_PIDS, NEW_TIME, as_another_user, in_child, in_namespaces, mount
 
@@ -382,3 +385,242 @@ def test_no_proc_at_all_proves_nothing(tmp_path: Path) -> None:
     here, is_it = in_namespaces(look, NEW_PIDS)
     assert here == Observer(None, None, None, sees_own_pids=False)
     assert not is_it
+
+
+def test_looking_at_a_process_does_not_signal_it() -> None:
+    def signalled(number: int, frame: object) -> None:
+        pytest.fail(f"signal {number}")
+
+    earlier = {number: signal.signal(number, signalled) for number in (signal.SIGHUP, signal.SIGINT)}
+    try:
+        assert not is_gone(identify(os.getpid()))
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def test_thread_owns_nothing() -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def run() -> None:
+        begun.set()
+        go.wait()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    begun.wait()
+    try:
+        with pytest.raises(CoordinationError, match=f"^{thread.native_id} cannot own devices: it is a thread, which"):
+            identify(thread.native_id or 0)
+    finally:
+        go.set()
+        thread.join()
+    assert not owner._is_thread(os.getpid())
+    assert not owner._is_thread(2**22 + 1)
+
+
+@pytest.mark.parametrize("other", ["", "zzzz"], ids=["before", "behind"])
+def test_claim_of_another_boot_is_gone_whichever_was_first(other: str, living: subprocess.Popen[bytes]) -> None:
+    assert is_gone(dataclasses.replace(identify(living.pid), boot_id=other))
+
+
+@pytest.mark.parametrize("ticks", [-1, 1])
+def test_pid_of_a_process_that_started_at_another_time_is_gone(ticks: int, living: subprocess.Popen[bytes]) -> None:
+    who = identify(living.pid)
+    assert is_gone(dataclasses.replace(who, start_time=(who.start_time or 0) + ticks))
+
+
+@pytest.mark.parametrize("apart", [-1, 1])
+def test_start_that_was_seen_in_another_time_namespace_proves_nothing(
+    apart: int, living: subprocess.Popen[bytes]
+) -> None:
+    who, here = identify(living.pid), dataclasses.replace(observer(), time_namespace=7)
+    assert not gone(dataclasses.replace(who, start_time=1, time_namespace=7 + apart, pidfd_inode=None), here)
+
+
+@pytest.mark.parametrize(("now", "is_it"), [(6, True), (7, False), (8, True), (None, False)])
+def test_pid_that_was_used_again_within_one_tick_is_told_by_its_pidfd(
+    now: int | None, living: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, *, is_it: bool
+) -> None:
+    who = dataclasses.replace(identify(living.pid), pidfd_inode=7)
+    monkeypatch.setattr("externalresource.owner._pidfd_inode", lambda pid: now)
+    assert is_gone(who) == is_it
+
+
+@pytest.mark.parametrize(("apart", "known"), [(-1, True), (0, False), (1, True)])
+def test_pidfds_that_share_an_inode_tell_no_processes_apart(
+    apart: int, monkeypatch: pytest.MonkeyPatch, *, known: bool
+) -> None:
+    descriptor = os.pidfd_open(os.getpid())
+    status = os.fstat(descriptor)
+    os.close(descriptor)
+    monkeypatch.setattr("externalresource.owner._anonymous_device", lambda: status.st_dev + apart)
+    assert owner._pidfd_inode(os.getpid()) == (status.st_ino if known else None)
+
+
+def test_process_that_has_ended_has_no_pidfd() -> None:
+    assert owner._pidfd_inode(2**22 + 1) is None
+
+
+@pytest.mark.parametrize("pid", [1, 10**9])
+def test_proc_of_another_process_is_not_our_own(pid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert observer().sees_own_pids
+    monkeypatch.setattr(os, "getpid", lambda: pid)
+    assert not observer().sees_own_pids
+
+
+@pytest.mark.parametrize(("namespace", "is_it"), [(0xEFFFFFFC, False), (0xF0000001, True), (None, True)])
+def test_whoever_is_not_in_the_first_pid_namespace_is_in_a_container(namespace: int | None, *, is_it: bool) -> None:
+    assert Observer(None, namespace, None, sees_own_pids=True).in_container == is_it
+
+
+def test_process_is_seen_by_its_own_pid_in_its_own_namespace(living: subprocess.Popen[bytes]) -> None:
+    who, here = identify(living.pid), observer()
+    assert pid_of(who, here) == living.pid
+    assert pid_of(dataclasses.replace(who, pid_namespace=None), here) is None
+    assert pid_of(dataclasses.replace(who, start_time=1), here) is None
+
+
+# A container as the host sees it
+
+HOST = 0xEFFFFFFC  # the pid namespace of whoever is on the host
+
+
+@dataclasses.dataclass(frozen=True)
+class Container:
+    """What a container's process says of itself and of its child, and the pid of the first of them here."""
+
+    first: Owner
+    child: Owner
+    pid: int
+
+
+@contextlib.contextmanager
+def container() -> Iterator[Container]:
+    """Start a process in a pid namespace of its own, with a child; its end is that of all."""
+    (told, tell), (ended_, keep) = os.pipe(), os.pipe()
+
+    def live() -> None:
+        child = paused_fork()
+        os.write(tell, pickle.dumps((identify(os.getpid()), identify(child))))
+        os.read(ended_, 1)
+
+    runner = os.fork()
+    if runner == 0:
+        os.close(keep)
+        with contextlib.suppress(BaseException):
+            in_namespaces(live, NEW_PIDS)
+        os._exit(0)
+    os.close(tell)
+    os.close(ended_)
+    said = os.read(told, 1 << 16)
+    os.close(told)
+    try:
+        if not said:
+            pytest.skip("this system grants no pid namespaces")
+        first, child = pickle.loads(said)
+        yield Container(first, child, next(pid for pid in map(int, pids()) if namespaced(pid) == [str(pid), "1"]))
+    finally:
+        os.close(keep)
+        os.waitpid(runner, 0)
+
+
+def pids() -> list[str]:
+    return [name for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def namespaced(pid: int) -> list[str]:
+    """Return what a process is called here and in the namespaces below."""
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        return next(line.split()[1:] for line in lines if line.startswith("NSpid:"))
+    return []
+
+
+def host() -> Observer:
+    return dataclasses.replace(observer(), pid_namespace=HOST)
+
+
+def test_host_sees_that_a_process_of_a_container_lives() -> None:
+    with container() as inside:
+        assert not gone(inside.first, host())
+        assert not gone(inside.child, host())
+        assert pid_of(inside.first, host()) == inside.pid
+        seen = pid_of(inside.child, host())
+        assert seen is not None
+        assert namespaced(seen) == [str(seen), str(inside.child.pid)]
+
+
+def test_host_sees_that_a_process_of_a_container_is_gone() -> None:
+    with container() as inside:
+        seen = pid_of(inside.child, host())
+        assert seen is not None
+        os.kill(seen, signal.SIGKILL)  # nobody there reaps it
+        wait_until(lambda: state(seen) == "Z")
+        assert gone(inside.child, host())
+        assert pid_of(inside.child, host()) is None
+        assert not gone(inside.first, host())
+    assert gone(inside.first, host())
+    assert gone(inside.child, host())
+
+
+@pytest.mark.parametrize("ticks", [-1, 1])
+def test_host_tells_processes_of_containers_with_one_pid_by_their_start(ticks: int) -> None:
+    with container() as inside:
+        other = dataclasses.replace(inside.first, start_time=(inside.first.start_time or 0) + ticks)
+        assert gone(other, host())
+        assert not gone(dataclasses.replace(inside.first, start_time=None), host())
+
+
+@pytest.mark.parametrize("apart", [-1, 1])
+def test_host_holds_what_was_seen_in_another_time_namespace(apart: int) -> None:
+    here = host()
+    with container() as inside:
+        other = dataclasses.replace(inside.first, time_namespace=(here.time_namespace or 0) + apart, start_time=1)
+        assert not gone(other, here)
+
+
+@pytest.mark.parametrize("apart", [-1, 1])
+def test_container_judges_no_other(apart: int, living: subprocess.Popen[bytes]) -> None:
+    here = dataclasses.replace(observer(), pid_namespace=HOST + 7)
+    who = dataclasses.replace(identify(living.pid), pid_namespace=HOST + 7 + apart)
+    end(living)
+    assert not gone(who, here)
+    assert pid_of(who, here) is None
+    assert gone(dataclasses.replace(who, pid_namespace=HOST + 7), here)
+
+
+@pytest.mark.parametrize("hidepid", [1, 2])
+def test_host_that_may_not_look_at_all_processes_holds(hidepid: int) -> None:
+    def look() -> tuple[bool, bool]:
+        mount("proc", "/proc", "proc", f"hidepid={hidepid}")
+        here = observer()
+        who = Owner(2**22 + 1, start_time=1, boot_id=here.boot_id, pid_namespace=1, time_namespace=here.time_namespace)
+        seen = dataclasses.replace(here, pid_namespace=HOST)
+        return as_another_user(lambda: gone(who, seen)), gone(who, seen)
+
+    assert in_namespaces(look, NEW_PIDS) == (False, True)
+
+
+def test_process_that_may_not_be_signalled_is_there(
+    living: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    who = identify(living.pid)
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not is_gone(who)
+    assert is_gone(dataclasses.replace(who, start_time=1))
+
+
+def test_process_that_may_not_be_looked_at_may_be_the_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, mode: str) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("externalresource.owner.open", refuse, raising=False)
+    assert owner._may_be(Owner(7), "7", host())
+
+
+def test_process_that_ends_while_it_is_looked_at_is_not_the_one() -> None:
+    assert not owner._may_be(Owner(7), str(2**22 + 1), host())

@@ -20,7 +20,7 @@ from typing import TypeVar
 import pytest
 
 import externalresource
-from externalresource import ledger, waiting
+from externalresource import ledger, lock, waiting
 from externalresource.api import ExternalResourceInfo
 from externalresource.context import RuntimeContext
 from externalresource.coordination import Coordination, identify
@@ -121,6 +121,7 @@ class Events:
     def __call__(self, seconds: float, reason: str) -> None:
         assert seconds >= 0
         self.reasons.append(reason)
+        assert len(self.reasons) < 1000, f"never granted: {reason}"
         if self.left:
             self.left.pop(0)()
 
@@ -408,16 +409,34 @@ def test_lock_is_not_waited_for_longer_than_the_devices(path: str) -> None:
     ask(path, gpus(0), pid=1)
     with contextlib.ExitStack() as held:
 
-        def lock() -> None:
+        def take_it() -> None:
             file = held.enter_context(open(f"{path}.lock", "rb"))
             fcntl.flock(file, fcntl.LOCK_EX)
 
-        stuck = coordination(path, lock)
+        stuck = coordination(path, take_it)
         with pytest.raises(CoordinationError, match=r"gpus\.lock was not free in time"):
             stuck.claim(gpus(0), 1, made_up(2), wait=0.1, deadline=time.monotonic() + 0.1)
     give_back(path, gpus(0), 1)
     assert ask(path, gpus(0)) == ["0"]
     assert leftovers(path) == set()
+
+
+def test_lock_is_waited_for_at_most_until_the_deadline_and_the_wait_are_over(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(path, gpus(0), pid=1)
+    deadlines = []
+
+    def locked(coordination_file: str, deadline: float) -> contextlib.AbstractContextManager[None]:
+        deadlines.append(deadline)
+        return lock.locked(coordination_file, deadline)
+
+    monkeypatch.setattr("externalresource.coordination.locked", locked)
+    deadline = time.monotonic() + 1
+    with pytest.raises(NotEnoughDevicesError):
+        coordination(path, lambda: time.sleep(0.01)).claim(gpus(0), 1, made_up(2), wait=0.01, deadline=deadline)
+    assert deadlines[0] == deadline
+    assert max(deadlines) == deadline + 0.01
 
 
 # A file that is no queue
