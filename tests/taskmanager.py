@@ -268,6 +268,20 @@ def fork_that_claims_and_rests(options: Options, writer: int) -> NoReturn:
     _rest()
 
 
+def fork_that_executes() -> int:
+    """Leave a child that announces an exec, and becomes another program; return its pid."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        for context in _contexts:
+            context.keep_over_exec()
+        os.execvp("sleep", ["sleep", "600"])
+    os.close(writer)
+    os.read(reader, 1)  # ends with the exec
+    os.close(reader)
+    return child
+
+
 def end(pid: int) -> None:
     """Kill a child."""
     os.kill(pid, signal.SIGKILL)
@@ -298,7 +312,7 @@ _children: list[subprocess.Popen[bytes]] = []
 _unread: list[int] = []
 _TOLD: list[Callable[..., Any]] = [
     script, script_of_a_child, child_that_asks, overwhelmed_script, kill_group, shell, run,
-    claim, close, fork, fork_that_closes, fork_that_claims, end,
+    claim, close, fork, fork_that_closes, fork_that_claims, fork_that_executes, end,
 ]  # fmt: skip
 
 

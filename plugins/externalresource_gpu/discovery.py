@@ -94,6 +94,11 @@ def _answer_coordinated(options: Options, parent: int, backend: "Backend", deadl
     from externalresource.coordination import Coordination, identify
     from externalresource_gpu.progress import Progress
 
+    if options.until_children_exit and options.witness is None:
+        raise ConfigurationError(
+            "option --until-children-exit needs --witness: the owner's children inherit nothing from this script; "
+            "use our driver, or `externalresource run --until-children-exit`"
+        )
     owner = replace(
         identify(parent if options.owner_pid is None else options.owner_pid),
         witness=options.witness,
