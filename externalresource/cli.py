@@ -16,13 +16,20 @@ from externalresource.context import RuntimeContext
 from externalresource.coordination import Holding, Owner, is_here, pid_here
 from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError
 from externalresource.plugins import create_driver
+from externalresource.tables import table
 
-_RUN_FAILED, _NOT_EXECUTABLE, _NOT_FOUND = (
-    125,
-    126,
-    127,
-)  # as env(1) and nohup(1) tell their failures from the command's
-_INTERRUPTED = 130
+_FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+
+_HELP = """Give each process on this host its own GPUs, or any other device.
+
+\b
+externalresource discover                      what is here
+externalresource run gpu=1 -- python train.py  start a program on a GPU of its own
+externalresource status                        who holds what
+externalresource demo                          see processes share a host
+
+RESOURCE is the name of an installed plugin (gpu) or an import path (package.module:Class).
+"""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -30,21 +37,23 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def main() -> NoReturn:
     """Run the command line; every error is one line on stderr: status 1, or 2 if the arguments are not allowed."""
     try:
-        status = cli.main(prog_name="externalresource", standalone_mode=False)
+        status = cli.main(sys.argv[1:] or ["--help"], prog_name="externalresource", standalone_mode=False)
+    except ConfigurationError as error:
+        status = _complain(str(error), _USAGE)
     except ExternalResourceError as error:
-        status = _complain(str(error), 1)
+        status = _complain(str(error), _FAILED)
     except click.ClickException as error:
         status = _complain(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         status = _INTERRUPTED
     except BrokenPipeError:  # the reader had enough, as in `externalresource status | head -1`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for what the interpreter flushes at its end
-        status = 1
+        status = _FAILED
     sys.exit(status)
 
 
 class _RunFailed(click.ClickException):
-    """What `run` itself failed at, with the statuses by which env(1) tells its own failures from the command's."""
+    """What `run` itself failed at, with the statuses by which env(1) tells its failures from the command's."""
 
     exit_code = 125
 
@@ -61,9 +70,10 @@ class _Run(click.Command):
     """`run NAME=AMOUNT ... -- COMMAND`: click itself forgets where `--` stood."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        own, separator, command = _split(args, "--")
+        end = args.index("--") if "--" in args else len(args)
+        own, command = args[:end], args[end + 1 :]
         ctx.obj = command
-        if not (separator and command) and "--help" not in own:
+        if not command and not set(ctx.help_option_names) & set(own):
             raise _RunFailed("no command: write `externalresource run gpu=1 -- COMMAND ...`")
         return super().parse_args(ctx, own)
 
@@ -84,7 +94,7 @@ def _driver_options(command: _F) -> _F:
         click.option("--simulate", metavar="MACHINE", help="Devices that are not there: 8, dgx-a100, machine.yaml."),
         click.option("--coordination-file", metavar="PATH", callback=_absolute, help="Where the claims are kept."),
         click.option("--timeout", metavar="SECONDS", help="How long the driver and the lock may take."),
-        click.option("-o", "--option", "option", metavar="KEY=VALUE", multiple=True, help="Any option of the driver."),
+        click.option("-o", "--option", metavar="KEY=VALUE", multiple=True, help="Any other option of the driver."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -92,24 +102,20 @@ def _driver_options(command: _F) -> _F:
 
 
 _format = click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="For whom."
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="A table for people, or JSON for programs.",
 )
 _resource = click.argument("resource", default="gpu")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, help=_HELP)
 @click.version_option(package_name="externalresource", message="%(version)s")
 def cli() -> None:
-    r"""Give each process on this host its own GPUs, or any other device.
-
-    \b
-    externalresource discover                      what is here
-    externalresource run gpu=1 -- python train.py  start a program on a GPU of its own
-    externalresource status                        who holds what
-    externalresource demo                          see two processes share a host
-
-    RESOURCE is the name of an installed plugin (gpu) or an import path (package.module:Class).
-    """
+    """Collect the commands below."""
 
 
 @cli.command()
@@ -117,15 +123,10 @@ def cli() -> None:
 @_format
 @_driver_options
 def discover(resource: str, form: str, **given: Any) -> None:
-    """Show the devices of this host, and why one would not be handed out."""
+    """Show the devices of this host, and why one is not handed out."""
     driver = create_driver(resource, _options(given))
     found = [_properties(info) for info in _asked(driver, "devices", resource)()]
-    if form == "json":
-        click.echo(json.dumps(found, indent=2))
-    elif not found:
-        click.echo(f"This host has no {resource} device.")
-    else:
-        _table([_heading(key) for key in _keys(found)], [[row.get(key, "-") for key in _keys(found)] for row in found])
+    _show(found, form, nothing=f"This host has no {resource} device.")
 
 
 @cli.command(cls=_Run, options_metavar="[OPTIONS]")
@@ -171,7 +172,7 @@ def status(resource: str, form: str, *, watch: bool, **given: Any) -> None:
     while True:
         if watch:
             click.clear()
-        _show_holdings(list(held()), resource, form)
+        _show([_holding(holding) for holding in held()], form, nothing=f"No {resource} device is held.")
         if not watch:
             return
         time.sleep(1)
@@ -185,7 +186,7 @@ def status(resource: str, form: str, *, watch: bool, **given: Any) -> None:
 @click.option("--force", is_flag=True, help="Also of living owners, which go on using it, if you may signal them.")
 @_driver_options
 def release(resource: str, *, dead: bool, device: str | None, owner: int | None, force: bool, **given: Any) -> None:
-    """Strike out claims: of dead owners, of one device, or of one owner."""
+    """Strike out the claims of dead owners, a device or an owner."""
     if not (dead or device or owner):
         raise click.UsageError("nothing to release: name --dead, --device DEVICE or --owner PID")
     driver = create_driver(resource, _options(given))
@@ -206,9 +207,11 @@ def release(resource: str, *, dead: bool, device: str | None, owner: int | None,
 
 @cli.command()
 @click.option("--task-managers", type=click.IntRange(1, 64), default=2, show_default=True, help="Processes to start.")
-@click.option("--gpus", type=click.IntRange(1, 64), default=2, show_default=True, help="GPUs of the host.")
+@click.option(
+    "--gpus", type=click.IntRange(1, 64), default=2, show_default=True, help="Simulated if the host has fewer."
+)
 def demo(task_managers: int, gpus: int) -> None:
-    """Watch TaskManagers get different GPUs, classify digits on them, die and be replaced."""
+    """Watch TaskManagers get different GPUs, die and be replaced."""
     from externalresource import demo as demonstration
 
     sys.exit(demonstration.run(task_managers, gpus, click.echo))
@@ -221,25 +224,23 @@ def _options(given: Mapping[str, Any]) -> dict[str, str]:
         for key, value in given.items()
         if key != "option" and value not in (None, False)
     }
-    return named | dict(_pair(text, "option") for text in given["option"])
+    return named | dict(_pair(text, "option", "backend=nvml") for text in given["option"])
 
 
 def _claimed(resources: Iterable[str], options: Mapping[str, str]) -> RuntimeContext:
-    amounts = [_pair(text, "resource") for text in resources]
     drivers = {}
-    for name, amount in amounts:
+    for name, amount in [_pair(text, "resource", "gpu=1") for text in resources]:
         if name in drivers:
             raise ConfigurationError(f"resource {name!r} is given twice")
-        if not (amount.isascii() and amount.isdigit() and int(amount)):
+        if not (re.fullmatch("[0-9]{1,18}", amount) and int(amount)):
             raise ConfigurationError(f"the amount of {name!r} must be a positive integer, not {amount!r}")
         drivers[name] = create_driver(name, {"enable-coordination-mode": "true", **options}), int(amount)
     return RuntimeContext(drivers)
 
 
-def _pair(text: str, what: str) -> tuple[str, str]:
+def _pair(text: str, what: str, example: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals):
-        example = "gpu=1" if what == "resource" else "backend=nvml"
         raise ConfigurationError(f"{text!r} is no {what}: write it like {example}")
     return name, value
 
@@ -257,14 +258,14 @@ def _properties(info: ExternalResourceInfo) -> dict[str, str]:
 
 
 def _check_right(holding: Holding, *, force: bool) -> bool:
-    """Return True if the owner is dead, or the user insists and could end it as well; ConfigurationError if not."""
+    """Return True if the owner is dead, or the user insists and could end it as well; raise if not."""
     if not holding.living:
         return True
     who = f"pid {holding.owner.pid} ({holding.owner.program or 'of an unknown program'})"
     if not force:
-        raise ConfigurationError(f"{who} lives and holds {holding.claim.token}: end it, or use --force")
+        raise ExternalResourceError(f"{who} lives and holds {holding.claim.token}: end it, or use --force")
     if not _may_signal(pid_here(holding.owner)):
-        raise ConfigurationError(f"{who} lives and holds {holding.claim.token}, and you may not signal it")
+        raise ExternalResourceError(f"{who} lives and holds {holding.claim.token}, and you may not signal it")
     return True
 
 
@@ -278,27 +279,33 @@ def _may_signal(pid: int | None) -> bool:
     return True
 
 
-def _show_holdings(holdings: Sequence[Holding], resource: str, form: str) -> None:
-    rows = [_holding(holding) for holding in holdings]
+def _show(rows: Sequence[Mapping[str, object]], form: str, *, nothing: str) -> None:
     if form == "json":
         click.echo(json.dumps(rows, indent=2))
-    elif not rows:
-        click.echo(f"No {resource} device is held.")
-    else:
-        _table([_heading(key) for key in rows[0]], [[_cell(value) for value in row.values()] for row in rows])
+        return
+    if not rows:
+        click.echo(nothing)
+        return
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    (heading, *lines), left_out = table(rows, room)
+    click.echo(click.style(heading, bold=True))
+    for row, line in zip(rows, lines, strict=True):
+        click.echo(click.style(line, dim=True) if row.get("state") == "dead" else line)
+    if left_out:
+        click.echo(f"(no room for {', '.join(left_out)}: see --format json)", err=True)
 
 
 def _holding(holding: Holding) -> dict[str, Any]:
     pid = pid_here(holding.owner) if holding.living else None
-    return {
+    return {  # in the order of what must find room on a terminal
         "device": holding.claim.token,
-        "uuid": holding.claim.uuid,
         "pid": pid or holding.owner.pid,
+        "state": "living" if holding.living else "dead",
         "user": _user(holding.owner.uid),
         "program": (pid and _program(pid)) or holding.owner.program,
-        "container": _container(holding.owner, pid),
         "since": holding.since,
-        "state": "living" if holding.living else "dead",
+        "container": _container(holding.owner, pid),
+        "uuid": holding.claim.uuid,
     }
 
 
@@ -329,40 +336,6 @@ def _user(uid: int | None) -> str | None:
         return None if uid is None else pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
-
-
-def _keys(rows: Iterable[Mapping[str, str]]) -> list[str]:
-    return list(dict.fromkeys(key for row in rows for key in row))
-
-
-def _heading(key: str) -> str:
-    return key.upper().replace(".", " ").replace("_", " ")
-
-
-def _cell(value: object) -> str:
-    return "-" if value is None else str(value)
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print aligned columns: on a terminal those that fit, in a pipe all."""
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    shown = len(widths)
-    if sys.stdout.isatty():
-        room = shutil.get_terminal_size().columns
-        while shown > 1 and sum(widths[:shown]) + 2 * (shown - 1) > room:
-            shown -= 1
-    for number, row in enumerate([headings, *rows]):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row[:shown], widths, strict=False)).rstrip()
-        click.echo(click.style(line, bold=number == 0, dim=row[-1] == "dead"))
-    if shown < len(widths):
-        click.echo(f"(no room for {', '.join(headings[shown:])}: see --format json)", err=True)
-
-
-def _split(args: Sequence[str], separator: str) -> tuple[list[str], bool, list[str]]:
-    if separator not in args:
-        return list(args), False, []
-    at = args.index(separator)
-    return list(args[:at]), True, list(args[at + 1 :])
 
 
 def _complain(message: str, status: int) -> int:

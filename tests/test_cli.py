@@ -45,6 +45,8 @@ def test_discover_shows_a_table_with_a_row_for_each_device(environment: dict[str
 def test_discover_says_why_a_device_is_not_handed_out(environment: dict[str, str]) -> None:
     found = json.loads(call(environment, "discover", "--simulate", "one-lost", "--format", "json").stdout)
     assert len([device for device in found if "unusable" not in device]) == len(found) - 1
+    heading = call(environment, "discover", "--simulate", "one-lost").stdout.splitlines()[0]
+    assert heading.split()[:3] == ["INDEX", "UUID", "UNUSABLE"], "the reason finds room on a terminal"
 
 
 def test_discover_says_that_there_is_nothing(environment: dict[str, str]) -> None:
@@ -77,7 +79,8 @@ def test_status_inside_run_shows_the_command_as_living_owner(environment: dict[s
 
 def test_status_after_run_shows_a_dead_owner(environment: dict[str, str]) -> None:
     call(environment, "run", "gpu=1", "--", "true")
-    assert call(environment, "status").stdout.splitlines()[1].split()[-1] == "dead"
+    heading, row = call(environment, "status").stdout.splitlines()
+    assert (heading.split()[2], row.split()[2]) == ("STATE", "dead")
 
 
 def test_status_of_nothing_says_so(environment: dict[str, str]) -> None:
@@ -92,14 +95,15 @@ def test_status_of_nothing_says_so(environment: dict[str, str]) -> None:
         (("run", "--", "true"), 125, "Missing argument 'NAME=AMOUNT... -- COMMAND...'."),
         (("run", "gpu=two", "--", "true"), 125, "the amount of 'gpu' must be a positive integer, not 'two'"),
         (("run", "gpu=0", "--", "true"), 125, "the amount of 'gpu' must be a positive integer, not '0'"),
+        (("run", f"gpu={'9' * 5000}", "--", "true"), 125, "the amount of 'gpu' must be a positive integer, not '99"),
         (("run", "gpu", "--", "true"), 125, "'gpu' is no resource: write it like gpu=1"),
         (("run", "gpu=1", "gpu=1", "--", "true"), 125, "resource 'gpu' is given twice"),
         (("run", "gpu=3", "--", "true"), 125, "3 wanted, this host has 2"),
         (("run", "gpu=1", "--nope", "--", "true"), 125, "No such option '--nope'."),
         (("run", "gpu=1", "--", "/etc/passwd"), 126, "/etc/passwd: Permission denied"),
         (("run", "gpu=1", "--", "no-such-command"), 127, "no-such-command: command not found"),
-        (("discover", "-o", "simulate"), 1, "'simulate' is no option: write it like backend=nvml"),
-        (("discover", "-o", "simulat=8"), 1, "did you mean 'simulate'?"),
+        (("discover", "-o", "simulate"), 2, "'simulate' is no option: write it like backend=nvml"),
+        (("discover", "-o", "simulat=8"), 2, "did you mean 'simulate'?"),
         (("discover", "gpuu"), 1, "did you mean 'gpu'?"),
         (("discover", "--format", "xml"), 2, "'xml' is not one of 'table', 'json'"),
         (("release",), 2, "nothing to release: name --dead, --device DEVICE or --owner PID"),
@@ -205,6 +209,21 @@ def test_status_is_watched_until_it_is_interrupted(environment: dict[str, str]) 
         assert {watching.stdout.readline() for _ in range(2)} == {"No gpu device is held.\n"}
         watching.send_signal(signal.SIGINT)
         assert watching.wait() == 130
+
+
+@pytest.mark.parametrize("words", [(), ("-h",), ("--help",)])
+def test_help_shows_examples_line_by_line_and_what_each_command_does(
+    environment: dict[str, str], words: tuple[str, ...]
+) -> None:
+    done = call(environment, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\n  externalresource discover                      what is here\n" in done.stdout
+    assert "\\" not in done.stdout
+    assert not re.search(r"^  \w.*\.\.\.$", done.stdout, re.MULTILINE), "a command's line is cut short"
+
+
+def test_help_of_run_needs_no_command(environment: dict[str, str]) -> None:
+    assert call(environment, "run", "-h").stdout == call(environment, "run", "--help").stdout != ""
 
 
 @pytest.mark.parametrize("command", ["discover", "run", "status", "release", "demo"])

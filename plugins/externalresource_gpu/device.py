@@ -42,6 +42,7 @@ class Device:
         """Return what is known, under the names of nvidia-smi's query fields; `memory.total` is in MiB."""
         known = {
             "index": self.index,
+            "unusable": self.unusable,
             "uuid": self.uuid,
             "name": self.name,
             "memory.total": self.memory_total,
@@ -49,6 +50,5 @@ class Device:
             "compute_mode": self.compute_mode,
             "mig.mode.current": self.mig_mode,
             "numa_node": self.numa_node,
-            "unusable": self.unusable,
         }
         return {key: str(value) for key, value in known.items() if value is not None}
