@@ -38,6 +38,7 @@ class RuntimeContext:
 
         A name that has none is a ConfigurationError; Flink, and `lenient`, answer an empty set.
         """
+        self._check_open()
         if name in self._infos or self._lenient:
             return self._infos.get(name, frozenset())
         have = ", ".join(self._infos) or "none"
@@ -50,6 +51,7 @@ class RuntimeContext:
 
         PluginError if one of the drivers cannot say, or if two want to set one variable each to its own devices.
         """
+        self._check_open()
         variables: dict[str, str] = {}
         setters: dict[str, str] = {}
         for name, infos in self._infos.items():
@@ -83,6 +85,10 @@ class RuntimeContext:
     ) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if self._closed:  # no infos or no variables would be taken for no restriction
+            raise ConfigurationError("this context is closed: its devices were given back")
+
     def _retrieve(self, name: str, driver: ExternalResourceDriver, amount: int) -> None:
         self._drivers[name] = driver
         try:
@@ -101,9 +107,9 @@ def runtime_context(
 ) -> RuntimeContext:
     """Load the configured drivers and retrieve the devices of this process, a TaskManager.
 
-    `config` is a Flink configuration: a file, a folder with one, a mapping, or by default the one of FLINK_CONF_DIR;
-    `overrides` are keys that win over it. Raises ExternalResourceError, and then holds nothing; with `lenient` a
-    resource that fails is left out with a warning, as Flink does.
+    `config` is a Flink configuration: a file, a folder with one, a mapping, or by default Flink's own (in
+    FLINK_CONF_DIR, else in FLINK_HOME/conf); `overrides` are keys that win over it. Raises ExternalResourceError, and
+    then holds nothing; with `lenient` a resource that fails is left out with a warning, as Flink does.
     """
     resources = {}
     for resource in configuration.load(config, overrides=overrides or {}, lenient=lenient):
@@ -152,7 +158,7 @@ def _retrieved(name: str, driver: ExternalResourceDriver, amount: int) -> frozen
 
 
 def _nothing() -> None:
-    """Stand in for the close() that a driver without claims need not have."""
+    """Stand in for what a driver that holds nothing need not have: close(), keep_over_exec()."""
 
 
 def _warn(message: str) -> None:

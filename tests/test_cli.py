@@ -103,6 +103,7 @@ def test_status_of_nothing_says_so(environment: dict[str, str]) -> None:
         (("run", "gpu=1", "--", "/etc/passwd"), 126, "/etc/passwd: Permission denied"),
         (("run", "gpu=1", "--", "no-such-command"), 127, "no-such-command: command not found"),
         (("discover", "-o", "simulate"), 2, "'simulate' is no option: write it like backend=nvml"),
+        (("discover", "--simulate", "dgx-a10"), 2, "did you mean 'dgx-a100'?"),
         (("discover", "-o", "simulat=8"), 2, "did you mean 'simulate'?"),
         (("discover", "gpuu"), 1, "did you mean 'gpu'?"),
         (("discover", "--format", "xml"), 2, "'xml' is not one of 'table', 'json'"),

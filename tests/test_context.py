@@ -233,11 +233,14 @@ def test_closing_twice_gives_back_once() -> None:
     assert driver.closed == 1
 
 
-def test_closed_context_has_no_infos() -> None:
-    context = RuntimeContext({"fpga": (Driver(), 1)})
+@pytest.mark.parametrize("lenient", [False, True])
+def test_closed_context_has_no_infos_and_says_so(*, lenient: bool) -> None:
+    context = RuntimeContext({"fpga": (Driver(), 1)}, lenient=lenient)
     context.close()
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match="is closed: its devices were given back"):
         context.get_external_resource_infos("fpga")
+    with pytest.raises(ConfigurationError, match="is closed: its devices were given back"):
+        context.environment()
 
 
 def test_driver_that_fails_to_give_back_does_not_keep_the_others_from_it() -> None:

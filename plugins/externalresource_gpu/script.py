@@ -11,6 +11,7 @@ from externalresource.errors import ConfigurationError, DiscoveryError
 from externalresource_gpu.child import Child, Overdue
 
 _TOKEN = re.compile(r"[\w.:/-]*\d[\w.:/-]*")  # an index, a UUID, a bus id: a word without any digit names no device
+_USAGE = 2  # the exit status of our own script for an option that is not allowed
 _SHOWN = 2000  # characters of what a script said that an error repeats
 
 
@@ -24,7 +25,10 @@ class Script:
     ours: bool
 
     def run(self, words: Sequence[str], timeout: float) -> str:
-        """Return its stdout; DiscoveryError if it does not exit with 0 within `timeout` seconds."""
+        """Return its stdout; DiscoveryError if it does not exit with 0 within `timeout` seconds.
+
+        ConfigurationError if it is ours and does not allow an option.
+        """
         try:
             status, out, err = Child([*self.command, *words]).result(time.monotonic() + timeout)
         except Overdue:
@@ -34,7 +38,8 @@ class Script:
         except OSError as error:
             raise DiscoveryError(f"{self.name} could not be run: {error.strerror or error}") from None
         if status != 0:
-            raise DiscoveryError(self._failure(status, err.strip() or out.strip()))
+            kind = ConfigurationError if self.ours and status == _USAGE else DiscoveryError
+            raise kind(self._failure(status, err.strip() or out.strip()))
         return out
 
     def _failure(self, status: int, text: str) -> str:
@@ -97,7 +102,7 @@ def _places(path: str) -> list[str]:
 
 
 def _is_ours(path: str) -> bool:
-    """Tell our console script, which an engine may have from another environment, by the module that it starts."""
+    """Tell our own script, which an engine may have from another environment, by the module that it starts."""
     try:
         with open(path, "rb") as file:
             return b"from externalresource_gpu.discovery import main" in file.read(4096)
