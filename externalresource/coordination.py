@@ -102,6 +102,7 @@ class Coordination:
         self._gone = gone
         self._pause = pause
         self._witnesses: dict[str, Witness] = {}
+        self._known: tuple[str, Sequence[Claim]] = "", ()  # the file as last seen: mostly nobody has changed it since
 
     def claim(
         self,
@@ -141,13 +142,12 @@ class Coordination:
         given_back = list(devices)
 
         def is_given_back(claim: Claim) -> bool:
-            if claim.pid != owner.pid or not _owner(claim, here).same_process(owner):
-                return False
-            return any(matching.same(claim, device) for device in given_back)
+            named = any(matching.same(claim, device) for device in given_back)
+            return named and _owner(claim, here).same_process(owner)
 
         with self._locked(deadline):
             claims, here = self._read(), processes.observer()
-            kept = [claim for claim in claims if not is_given_back(claim)]
+            kept = [claim for claim in claims if claim.pid != owner.pid or not is_given_back(claim)]
             self._write(claims, kept)
         return len(claims) - len(kept)
 
@@ -235,7 +235,7 @@ class Coordination:
             if len(free) < request.amount:
                 if place is not None and place not in queue:
                     waiting.write(self.path, [*queue, place])
-                raise NotEnoughDevicesError(self._refusal(request, claims, len(free), ahead))
+                raise NotEnoughDevicesError(_refusal(request, claims, len(free), ahead))
             chosen = list(request.choose(free, claims, request.amount))
             with self._witnessed(request.owner) as owner:
                 new = [self._new_claim(device, owner) for device in chosen]
@@ -249,20 +249,25 @@ class Coordination:
         return locked(self.path, time.monotonic() + DEFAULT_TIMEOUT if deadline is None else deadline)
 
     def _read(self) -> list[Claim]:
-        claims = ledger.read(self.path)
+        text = ledger.content(self.path)
+        known, claims = self._known
+        if text == known:
+            return list(claims)
+        claims = ledger.parse(text, self.path)
         for claim in claims:
             if claim.details.get("class", self._class) != self._class:
                 raise CoordinationError(
                     f"{self.path} coordinates {claim.details['class']!r}, not {self._class!r}: "
                     "one file serves one class of devices; choose another file"
                 )
-        return claims
+        self._known = text, claims
+        return list(claims)
 
     def _write(self, before: Sequence[Claim], after: Sequence[Claim]) -> None:
         """Write the claims if they differ, and free the witnesses of those that are no more."""
         if len(before) == len(after) and list(before) == list(after):
             return
-        ledger.write(self.path, after)
+        self._known = ledger.write(self.path, after), after
         for name in _witnesses(before) - _witnesses(after):
             if name in self._witnesses:
                 self._witnesses.pop(name).close()
@@ -309,21 +314,6 @@ class Coordination:
         known = {key: value for key, value in details.items() if value is not None}
         return Claim(device.token, owner.pid, known)
 
-    def _refusal(self, request: "_Request[D]", claims: Sequence[Claim], free: int, ahead: Sequence[Place]) -> str:
-        taken: dict[Owner, list[Holding]] = {}
-        for holding in self._holdings(claims):
-            if matching.takes(holding.claim, request.devices):
-                taken.setdefault(holding.owner, []).append(holding)
-        shown = [_holder(owner, held, request.owner) for owner, held in taken.items()][:_SHOWN]
-        parts = [f"{request.amount} wanted, {free} of {len(request.devices)} free"]
-        rivals = [place for place in ahead if waiting.wants(place, request.devices)]
-        if rivals:
-            parts.append(f"{len(rivals)} waiting before")
-        if shown:
-            more = f"; and {len(taken) - _SHOWN} more owners" if len(taken) > _SHOWN else ""
-            parts.append(f"held by {'; '.join(shown)}{more}")
-        return "; ".join(parts)
-
 
 @dataclass(frozen=True, slots=True)
 class _Request(Generic[D]):
@@ -355,8 +345,25 @@ def _witnesses(claims: Iterable[Claim]) -> set[str]:
     return {claim.details["witness"] for claim in claims if "witness" in claim.details}
 
 
-def _holder(owner: Owner, held: Sequence[Holding], asker: Owner) -> str:
+def _refusal(request: _Request[D], claims: Sequence[Claim], free: int, ahead: Sequence[Place]) -> str:
+    here = processes.observer()
+    taken: dict[Owner, list[Claim]] = {}
+    for claim in matching.taking(claims, request.devices):
+        taken.setdefault(_owner(claim, here), []).append(claim)
+    shown = [_holder(owner, held, request.owner) for owner, held in list(taken.items())[:_SHOWN]]
+    parts = [f"{request.amount} wanted, {free} of {len(request.devices)} free"]
+    rivals = [place for place in ahead if waiting.wants(place, request.devices)]
+    if rivals:
+        parts.append(f"{len(rivals)} waiting before")
+    if shown:
+        more = f"; and {len(taken) - _SHOWN} more owners" if len(taken) > _SHOWN else ""
+        parts.append(f"held by {'; '.join(shown)}{more}")
+    return "; ".join(parts)
+
+
+def _holder(owner: Owner, held: Sequence[Claim], asker: Owner) -> str:
     who = f"pid {owner.pid}" + (f" ({owner.program})" if owner.program else "")
-    since = f", since {held[0].since}" if held[0].since else ""
+    since = held[0].details.get("since")
+    when = f", since {since}" if since else ""
     itself = ", which asks again and would get further ones" if owner.same_process(asker) else ""
-    return f"{who}{since}: {', '.join(holding.claim.token for holding in held)}{itself}"
+    return f"{who}{when}: {', '.join(claim.token for claim in held)}{itself}"

@@ -79,10 +79,15 @@ def lock_file(path: str) -> str:
 
 def read(path: str) -> list[Claim]:
     """Return all claims; none if there never was a file. CoordinationError for anything that cannot be understood."""
+    return parse(content(path), path)
+
+
+def content(path: str) -> str:
+    """Return the text of the file, to be parsed; empty if there never was one. CoordinationError if it is lost."""
     text = read_text(path)
     if not text and not os.path.lexists(path):
         _check_never_was(path)
-    return parse(text, path)
+    return text
 
 
 def create_with_lock(path: str) -> None:
@@ -109,9 +114,11 @@ def read_text(path: str) -> str:
         raise CoordinationError(_unreadable(path, line, "bytes that are not UTF-8")) from None
 
 
-def write(path: str, claims: Iterable[Claim]) -> None:
-    """Replace the whole file by these claims, or leave it as it was and raise CoordinationError."""
-    write_text(path, "".join([f"{claim.line or _render(claim)}\n" for claim in claims]))
+def write(path: str, claims: Iterable[Claim]) -> str:
+    """Replace the whole file by these claims and return its text, or leave it as it was and raise CoordinationError."""
+    text = "".join([f"{claim.line or _render(claim)}\n" for claim in claims])
+    write_text(path, text)
+    return text
 
 
 def write_text(path: str, text: str) -> None:

@@ -1,6 +1,7 @@
 """Which devices a set of claims takes: a pure question of names."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Protocol, TypeVar
 
 from externalresource.errors import CoordinationError
@@ -37,6 +38,19 @@ def takes(claim: Claim, devices: Iterable[Claimable]) -> bool:
     return any(map(taken.has, devices))
 
 
+def taking(claims: Iterable[Claim], devices: Iterable[Claimable]) -> list[Claim]:
+    """Return the claims that take any of the devices, in their order."""
+    named: dict[str, list[Claimable]] = {}
+    for device in devices:
+        for name in _names(device):
+            named.setdefault(name, []).append(device)
+
+    def alike(claim: Claim) -> Iterator[Claimable]:  # all of 1,024 devices for all of 1,024 claims would be a million
+        return chain.from_iterable(named.get(name, ()) for name in _names(claim))
+
+    return [claim for claim in claims if takes(claim, alike(claim))]
+
+
 def same(claim: Claim, device: Claimable) -> bool:
     """Return whether a claim is for this very device."""
     return claim.uuid == device.uuid if claim.uuid and device.uuid else claim.token == device.token
@@ -54,11 +68,14 @@ def check_choice(chosen: Sequence[Claimable], offered: Sequence[Claimable], amou
         )
 
 
+def _names(named: Claimable) -> set[str]:
+    return {name for name in (named.uuid, named.token, named.parent_uuid, named.parent_token) if name}
+
+
 class _Named:
     """Devices by UUID where both sides know one, else by token: a container's 0 is another GPU than the host's."""
 
-    def __init__(self, names: Iterable[tuple[str | None, str | None]]) -> None:
-        pairs = list(names)
+    def __init__(self, pairs: Sequence[tuple[str | None, str | None]]) -> None:
         self._uuids = {uuid for uuid, _ in pairs if uuid}
         self._tokens = {token for _, token in pairs if token}
         self._bare = {token for uuid, token in pairs if token and not uuid}  # may be a UUID, too
@@ -73,8 +90,9 @@ class _Taken:
     """What a set of claims takes: the same devices, the slices of those, and that of which they are slices."""
 
     def __init__(self, claims: Sequence[Claim]) -> None:
-        self._devices = _Named((claim.uuid, claim.token) for claim in claims)
-        self._parents = _Named((claim.parent_uuid, claim.parent_token) for claim in claims)
+        slices = [claim for claim in claims if "parent_uuid" in claim.details or "parent_token" in claim.details]
+        self._devices = _Named([(claim.uuid, claim.token) for claim in claims])
+        self._parents = _Named([(claim.parent_uuid, claim.parent_token) for claim in slices])
 
     def has(self, device: Claimable) -> bool:
         return self._devices.has(device.uuid, device.token) or self.excludes(device)
