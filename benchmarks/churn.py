@@ -72,7 +72,6 @@ class Result:
 
 def run(churn: Churn, places: int) -> Result:
     """Let `places` owners at a time come and go, and judge what they were given."""
-    churn.script.coordination_file.unlink(missing_ok=True)
     fork = multiprocessing.get_context("fork")
     began = time.monotonic()
     with ProcessPoolExecutor(places, mp_context=fork) as pool:
@@ -96,6 +95,7 @@ def run(churn: Churn, places: int) -> Result:
 
 
 def _lives(churn: Churn, place: int) -> list[Life]:
+    owners.end_with_parent()
     owners.adopt_orphans()
     chance = random.Random(f"{churn.seed} {place}")
     return [_live(churn, chance) for _ in range(churn.rounds)]
@@ -219,22 +219,17 @@ def main(
     shapes = SHAPES if gpus is None or places is None else ((gpus, places),)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        scripts = _scripts(folder, script, home)
+        scripts = contenders.scripts(folder, script, home)
         standin = contenders.make_standin(folder)
         click.echo(f"{contenders.machine()}, nvidia-smi played by a stand-in in {standin}")
         results: list[Result] = []
-        for number, owning in shapes:
+        for shape, (number, owning) in enumerate(shapes):
             environment = contenders.environment(folder, number, 0)
-            churns = [Churn(each, environment, number, rounds, life / 1000, 0) for each in scripts]
+            churns = [Churn(each, environment, number, rounds, life / 1000, shape * runs) for each in scripts]
             results += _measure(churns, owning, runs)
     click.echo()
     report_total(results)
     sys.exit(any(result.wrong for result in results if result.script == "ours"))
-
-
-def _scripts(folder: Path, which: str, home: Path | None) -> list[Script]:
-    chosen = [contenders.ours(folder, "--timeout", "120")] if which != "flink" else []
-    return chosen if which == "ours" else [*chosen, contenders.flinks(folder, home or contenders.flink_home())]
 
 
 def _measure(churns: Sequence[Churn], places: int, runs: int) -> list[Result]:
@@ -243,7 +238,8 @@ def _measure(churns: Sequence[Churn], places: int, runs: int) -> list[Result]:
     results: dict[str, list[Result]] = {churn.script.name: [] for churn in churns}
     for number in range(runs):
         for churn in churns:
-            result = run(replace(churn, seed=number), places)
+            seed = churn.seed + number
+            result = run(replace(churn, script=churn.script.afresh(seed), seed=seed), places)
             report(result)
             results[churn.script.name].append(result)
     if len(results) > 1:

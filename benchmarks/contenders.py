@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -93,6 +93,10 @@ class Script:
         file = str(self.coordination_file)
         return [path, str(amount), "--enable-coordination-mode", "--coordination-file", file, *options]
 
+    def afresh(self, number: int) -> "Script":
+        """Return the same with a coordination file that is not there yet."""
+        return replace(self, coordination_file=self.coordination_file.with_name(f"{self.name}-{number}"))
+
 
 def ours(folder: Path, *options: str) -> Script:
     return Script("ours", (str(OURS), "--backend", "nvidia-smi", *options), folder / "ours")
@@ -102,6 +106,12 @@ def flinks(folder: Path, home: Path) -> Script:
     if not (home / PLUGIN).is_file():
         raise click.UsageError(f"there is no {home / PLUGIN}")
     return Script("Flink's", (str(home / PLUGIN),), folder / "flinks")
+
+
+def scripts(folder: Path, which: str, home: Path | None) -> list[Script]:
+    """Return those that `which` (ours, flink or both) names, to be started in numbers: ours may wait for the lock."""
+    chosen = [ours(folder, "--timeout", "120")] if which != "flink" else []
+    return chosen if which == "ours" else [*chosen, flinks(folder, home or flink_home())]
 
 
 def environment(folder: Path, gpus: int, milliseconds: int) -> dict[str, str]:

@@ -139,12 +139,12 @@ def median_ms(command: Sequence[str], environment: Mapping[str, str], runs: int)
 
 def our_ledger(folder: Path) -> Ledger:
     def ledger(owners: Sequence[Owner]) -> bytes:
-        file = folder / "prepared"
-        file.unlink(missing_ok=True)
-        coordination = Coordination(str(file), "gpu", gone=lambda owner, here: False)  # noqa: ARG005
-        for index, owner in enumerate(owners):
-            coordination.claim([Device(str(index))], 1, owner)
-        return file.read_bytes()
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            file = Path(name, "prepared")
+            coordination = Coordination(str(file), "gpu", gone=lambda owner, here: False)  # noqa: ARG005
+            for index, owner in enumerate(owners):
+                coordination.claim([Device(str(index))], 1, owner)
+            return file.read_bytes()
 
     return ledger
 

@@ -35,7 +35,7 @@ class Asker:
     """A process that has a script as its child, and then lives until it is killed.
 
     With `patience` (seconds) it kills the script that has not answered by then, as Flink's driver does: the direct
-    child only. Nothing is asked before the other end of `gate` is closed.
+    child only. Nothing is asked before the writing end of `gate`, a pipe, is closed.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Asker:
         environment: Mapping[str, str],
         *,
         patience: float | None = None,
-        gate: int | None = None,
+        gate: tuple[int, int] | None = None,
     ) -> None:
         self._report, report = os.pipe()
         parent = os.getpid()
@@ -86,6 +86,11 @@ class Asker:
                 os.waitpid(-self.pid, 0)
 
 
+def end_with_parent() -> None:
+    """Make this process be killed once the one that started it ends."""
+    _libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+
+
 def adopt_orphans() -> None:
     """Make the processes that this one's children leave behind its own children, so that none is forgotten."""
     _libc.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -109,15 +114,17 @@ def _be_asker(
     words: Sequence[str],
     environment: Mapping[str, str],
     patience: float | None,
-    gate: int | None,
+    gate: tuple[int, int] | None,
 ) -> NoReturn:
     try:
-        _libc.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        end_with_parent()
         os.setpgid(0, 0)
         if os.getppid() != parent:
             os._exit(1)
         if gate is not None:
-            os.read(gate, 1)
+            reading, writing = gate
+            os.close(writing)
+            os.read(reading, 1)
         answer = pickle.dumps(_ask(words, environment, patience))
         os.write(report, answer)
         while True:

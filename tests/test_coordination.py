@@ -397,7 +397,7 @@ def test_devices_exclude_each_other_by_uuid_where_both_have_one_else_by_token(
     claimed: Device, asked: Device, path: str, *, taken: bool
 ) -> None:
     claim(path, 1, [claimed])
-    with pytest.raises(NotEnoughDevicesError) if taken else contextlib.nullcontext():
+    with pytest.raises(NotEnoughDevicesError, match="held by") if taken else contextlib.nullcontext():
         claim(path, 1, [asked])
 
 
