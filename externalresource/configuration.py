@@ -89,8 +89,9 @@ def _flatten(mapping: Mapping[str, object], prefix: str) -> Iterator[tuple[str, 
 
 
 def _overrides(overrides: Mapping[str, object] | Iterable[str]) -> Iterator[tuple[str, Setting]]:
-    pairs = _flatten(overrides, "") if isinstance(overrides, Mapping) else map(_key_and_value, overrides)
-    return ((key, Setting(value, "-D ")) for key, value in pairs)
+    if isinstance(overrides, Mapping):
+        return ((key, Setting(value, "overrides: ")) for key, value in _flatten(overrides, ""))
+    return ((key, Setting(value, "-D ")) for key, value in map(_key_and_value, overrides))
 
 
 def _key_and_value(override: str) -> tuple[str, str]:

@@ -632,6 +632,11 @@ def test_an_error_from_an_override_says_so(override: str, expected: str, write: 
     assert refusal(write(GPU_TEXT), override) == expected
 
 
+def test_an_error_from_a_mapping_of_overrides_says_so() -> None:
+    with pytest.raises(ConfigurationError, match=r"^overrides: external-resource\.gpu\.amount must be a positive"):
+        load(GPU, overrides={"external-resource.gpu.amount": "x"})
+
+
 # ---- leniency ------------------------------------------------------------------------------------
 
 LENIENT: dict[str, tuple[dict[str, object], list[str]]] = {
