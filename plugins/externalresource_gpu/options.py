@@ -13,10 +13,9 @@ if TYPE_CHECKING:
 
 PREFIX = "EXTERNALRESOURCE_GPU_"
 DEFAULT_COORDINATION_FILE = "/var/tmp/flink-gpu-coordination"  # noqa: S108 - Flink's; what is opened there is checked
-_LARGEST = 999_999_999  # number; int() refuses very long ones with an error of its own
 FORMATS = ("flink", "uuid", "env", "json", "spark")
-
-_DAY = 86400
+_LARGEST = 999_999_999  # amount or pid; int() refuses very long ones with an error of its own
+_DAY = 86400  # seconds, the longest time
 
 # name: what --help says of its value, and what it does
 VALUED = {
@@ -32,7 +31,7 @@ VALUED = {
 }
 FLAGS = {
     "enable-coordination-mode": "hand out only devices that no other living process holds",
-    "until-children-exit": "keep the devices until whoever inherited the witness has ended, too",
+    "until-children-exit": "keep the devices until whoever inherited the witness has ended; our driver passes it",
     "list": "show all devices, whoever holds them, and claim none",
 }
 # Flink's documentation writes the first where its own script wants the other and ignores the unknown in silence.

@@ -105,7 +105,8 @@ def crashed(name: str, number: int) -> DiscoveryError:
 def not_started(name: str, program: str, error: OSError) -> DiscoveryError:
     if isinstance(error, FileNotFoundError) and program == "nvidia-smi":
         return DiscoveryError(
-            f"nvidia-smi was not found on PATH: {_ADVICE[LIBRARY_NOT_FOUND]}; without GPUs, `--simulate 8`"
+            "nvidia-smi was not found on PATH: the NVIDIA driver brings it, into a container with `--gpus`; to try "
+            "without a GPU, `--simulate 8`"
         )
     return DiscoveryError(f"{name}: {program!r} cannot be run: {error.strerror}")
 

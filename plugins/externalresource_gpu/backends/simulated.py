@@ -6,10 +6,6 @@ from externalresource.errors import ConfigurationError, did_you_mean
 from externalresource_gpu.backends import machines
 from externalresource_gpu.device import Device
 
-_ALLOWED = (
-    "a number of GPUs from 0 to {most}, a machine ({machines}) or a YAML file (a path with a slash, or ending in .yaml)"
-)
-
 
 class Simulated:
     """Answers with the GPUs of a number, a machine or a file. ConfigurationError if it is none of them."""
@@ -44,5 +40,7 @@ def _machine(what: str) -> list[Device]:
         return machines.MACHINES[what]()
     if what.isascii() and what.isdigit() and int(what) <= machines.MOST:
         return machines.count(int(what))
-    allowed = _ALLOWED.format(most=machines.MOST, machines=", ".join(machines.MACHINES))
-    raise ConfigurationError(f"--simulate must be {allowed}, not {what!r}{did_you_mean(what, machines.MACHINES)}")
+    raise ConfigurationError(
+        f"--simulate must be a number of GPUs from 0 to {machines.MOST}, a machine ({', '.join(machines.MACHINES)}) or "
+        f"a YAML file (a path with a slash, or ending in .yaml), not {what!r}{did_you_mean(what, machines.MACHINES)}"
+    )
