@@ -76,7 +76,7 @@ def _show(host: Host, task_managers: int, write: _Write) -> None:
     write(f"\nKilling TaskManager {first.number} (SIGKILL), so that it gives nothing back; but it is provably gone:\n")
     write(_claims(host.claims()))
     left = host.gpus - sum(claim.living for claim in host.claims())
-    write(f"\nStarting another, which asks for {_count(left, 'GPU')}: all that no living process holds:\n")
+    write(f"\nStarting another, which asks for all that no living process holds, {_count(left, 'GPU')}:\n")
     (new,) = _show_reports(host.start(1, amount=left), 1, write)
     write(f"\n{_handed_on(first, new)}")
     host.end()
@@ -119,7 +119,7 @@ def _pictures(report: Report) -> str:
             "  "
             + "".join(halves[above > _INK, below > _INK] for above, below in zip(*image[row : row + 2], strict=True))
             for image in report.images
-        )
+        ).rstrip()
         for row in range(0, 8, 2)
     )
     return "\n".join([*lines, "".join(f"  {answer:^8}" for answer in report.answers)])

@@ -19,7 +19,7 @@ external-resources: gpu
 external-resource.gpu:
   amount: 1
   driver-factory.class: org.apache.flink.externalresource.gpu.GPUDriverFactory
-  param.discovery-script.args: --enable-coordination-mode {simulate}
+  param.discovery-script.args: --enable-coordination-mode{simulate}
     --coordination-file {file}
 """
 _AMOUNT = "external-resource.gpu.amount"
@@ -48,7 +48,7 @@ class Host:
         self.gpus = gpus
         coordination_file = os.path.join(folder, "coordination")
         self.configuration = _CONFIGURATION.format(
-            simulate=f"--simulate {gpus}" if simulated else "", file=shlex.quote(coordination_file)
+            simulate=f" --simulate {gpus}" if simulated else "", file=shlex.quote(coordination_file)
         )
         self._config = os.path.join(folder, "config.yaml")
         with open(self._config, "w", encoding="utf-8") as file:
