@@ -462,7 +462,7 @@ def test_process_that_has_ended_has_no_pidfd() -> None:
     assert owner._pidfd_inode(2**22 + 1) is None
 
 
-@pytest.mark.parametrize("pid", [1, 10**9])
+@pytest.mark.parametrize("pid", [0, 999_999_999])
 def test_proc_of_another_process_is_not_our_own(pid: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert observer().sees_own_pids
     monkeypatch.setattr(os, "getpid", lambda: pid)
@@ -614,6 +614,12 @@ def test_process_that_may_not_be_looked_at_may_be_the_one(monkeypatch: pytest.Mo
     here = host()
     monkeypatch.setattr("externalresource.owner.open", refuse, raising=False)
     assert owner._may_be(Owner(7), "7", here)
+
+
+def test_process_of_the_host_is_none_of_a_container_though_the_pid_is_the_same() -> None:
+    mine = Owner(os.getpid(), pid_namespace=1)
+    assert not owner._may_be(mine, str(os.getpid()), host())
+    assert gone(mine, host())
 
 
 def test_process_that_ends_while_it_is_looked_at_is_not_the_one() -> None:
