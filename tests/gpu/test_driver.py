@@ -384,6 +384,11 @@ def test_mask_holds_uuids_where_they_are_known_in_the_order_of_indices(
     }
 
 
+def test_script_of_a_checkout_is_known_as_ours() -> None:
+    checkout = Path(__file__).parents[2]
+    assert _is_ours(str(checkout / "scripts/nvidia-gpu-discovery"))
+
+
 # ---- what is not allowed --------------------------------------------------------------------------
 
 
