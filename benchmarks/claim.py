@@ -24,6 +24,16 @@ from externalresource.errors import NotEnoughDevicesError
 
 #: By the number of devices: how long a claim with its release may take, as a multiple of the floor.
 GOALS = {8: 2.0, 1024: 3.0}
+_WARMING = 3  # runs before those that count
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Medians in microseconds, and the median of the ratios of paired runs."""
+
+    ours: float
+    floor: float
+    ratio: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,32 +92,33 @@ def _pass(path: Path, content: bytes) -> None:
 
 def compare(
     ours: Callable[[], None], floor: Callable[[], None], runs: int, before: Callable[[], None] = lambda: None
-) -> tuple[float, float]:
-    """Return the medians in microseconds; the two run in turn."""
-    times: tuple[list[float], list[float]] = [], []
-    for run in range(runs + 3):
-        for action, own in zip((ours, floor), times, strict=True):
-            before()
-            began = time.perf_counter()
-            action()
-            if run >= 3:  # noqa: PLR2004 - the first warm the caches
-                own.append(time.perf_counter() - began)
-    mine, least = (statistics.median(own) * 1e6 for own in times)
-    return mine, least
+) -> Times:
+    """Run the two in turn; `before` puts back what they changed."""
+    pairs = [(_timed(ours, before), _timed(floor, before)) for _ in range(runs + _WARMING)][_WARMING:]
+    return Times(
+        ours=statistics.median(mine for mine, _ in pairs) * 1e6,
+        floor=statistics.median(least for _, least in pairs) * 1e6,
+        ratio=statistics.median(mine / least for mine, least in pairs),
+    )
 
 
-def report(devices: int, held: str, times: tuple[float, float], goal: float | None = None) -> None:
-    ours, floor = times
-    ratio = ours / floor
-    judged = "" if goal is None else f"{goal:>6g}  {'met' if ratio <= goal else 'missed'}"
-    click.echo(f"{devices:>7}  {held:<28}{ours:>9.0f}{floor:>9.0f}{ratio:>7.2f}{judged}")
+def _timed(action: Callable[[], None], before: Callable[[], None]) -> float:
+    before()
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def report(devices: int, held: str, times: Times, goal: float | None = None) -> None:
+    judged = "" if goal is None else f"{goal:>6g}  {'met' if times.ratio <= goal else 'missed'}"
+    click.echo(f"{devices:>7}  {held:<28}{times.ours:>9.0f}{times.floor:>9.0f}{times.ratio:>7.2f}{judged}")
 
 
 @click.command(help=__doc__)
 @click.option("--runs", type=click.IntRange(1), default=300, show_default=True)
 @click.option("--devices", type=click.IntRange(2, 4096), multiple=True, default=(8, 64, 256, 1024), show_default=True)
 def main(runs: int, devices: Sequence[int]) -> None:
-    click.echo(f"{contenders.machine()}\nMedians of {runs} runs in µs.\n")
+    click.echo(f"{contenders.machine()}\nMedians of {runs} runs in µs, and the median of the ratios of paired runs.\n")
     click.echo(f"{'devices':>7}  {'claims':<28}{'ours':>9}{'floor':>9}{'ratio':>7}{'goal':>6}")
     with owners.idle(max(devices)) as living:
         for number in devices:
