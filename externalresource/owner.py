@@ -168,7 +168,10 @@ def _may_be(owner: Owner, pid: str, here: Observer) -> bool:
     stat = _stat(int(pid)) if str(owner.pid).encode() in inner else None
     if stat is None or _ended(stat):
         return False
-    return owner.time_namespace != here.time_namespace or owner.start_time in (None, stat.start_time)
+    if owner.time_namespace == here.time_namespace and owner.start_time not in (None, stat.start_time):
+        return False
+    # Containers that are started together have first processes of one clock tick.
+    return owner.pidfd_inode is None or owner.pidfd_inode == (_pidfd_inode(int(pid)) or owner.pidfd_inode)
 
 
 def _ended(stat: _Stat) -> bool:

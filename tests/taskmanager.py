@@ -29,7 +29,7 @@ class TaskManager:
     def __init__(self, *, container: bool, wrapper: Sequence[str] = ()) -> None:
         command = [*(unshare() if container else ()), *wrapper, sys.executable, "-P", __file__]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._process = subprocess.Popen(command, text=True, **pipes)
+        self._process = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
         self.answer()
         #: As this process sees it.
         self.pid = first_child(self._process.pid) if container else self._process.pid
@@ -40,6 +40,10 @@ class TaskManager:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        for pid in living_processes():  # that outlived it on this host; those of a container cannot
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(pid) == self._process.pid:
+                    os.kill(pid, signal.SIGKILL)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -224,6 +228,19 @@ def claim(options: Options, amount: int = 1) -> list[str]:
     return sorted(info.get_property("uuid") or "" for info in _contexts[-1].get_external_resource_infos("gpu"))
 
 
+def claim_without_driver(file: str) -> None:
+    """Claim device 0 in this process itself, as a stranger's driver may."""
+    from externalresource.coordination import Coordination, identify
+
+    _contexts.append(contextlib.ExitStack())
+    coordination, owner = Coordination(file, "gpu"), identify(os.getpid())
+    _contexts[-1].callback(coordination.release, coordination.claim([_Device()], 1, owner), owner)
+
+
+class _Device:
+    token, uuid, parent_uuid, parent_token = "0", None, None, None
+
+
 def close() -> None:
     """Give back what was claimed first."""
     _contexts.pop(0).close()
@@ -312,7 +329,7 @@ _children: list[subprocess.Popen[bytes]] = []
 _unread: list[int] = []
 _TOLD: list[Callable[..., Any]] = [
     script, script_of_a_child, child_that_asks, overwhelmed_script, kill_group, shell, run,
-    claim, close, fork, fork_that_closes, fork_that_claims, fork_that_executes, end,
+    claim, claim_without_driver, close, fork, fork_that_closes, fork_that_claims, fork_that_executes, end,
 ]  # fmt: skip
 
 

@@ -143,6 +143,29 @@ def test_fork_that_outlives_its_task_manager_holds_nothing(
 
 
 @between
+def test_fork_of_one_that_claimed_without_a_driver_holds_nothing(
+    folder: Folder, started: Started, place: str, asking: str
+) -> None:
+    owner, asker = started(place), started(asking)
+    owner.tell("claim_without_driver", folder.file)
+    assert not is_free(asker, folder)
+    with outliving(owner, place, owner.tell("fork")):
+        kill(owner, place)
+        wait_until(lambda: is_free(asker, folder))
+
+
+@everywhere
+def test_one_that_claimed_without_a_driver_gives_back_and_leaves_nothing(
+    folder: Folder, started: Started, place: str
+) -> None:
+    owner, asker = started(place), started(place)
+    owner.tell("claim_without_driver", folder.file)
+    owner.tell("close")
+    assert folder.files() == ["ledger", "ledger.lock"]
+    assert is_free(asker, folder)
+
+
+@between
 def test_fork_of_a_task_manager_whose_script_claimed_holds_nothing(
     folder: Folder, started: Started, place: str, asking: str
 ) -> None:

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from externalresource.coordination import Coordination
+from externalresource.owner import gone, observer, pid_of
 
 from .processes import NEW_PIDS, as_another_user, in_namespaces, mount
 from .taskmanager import (
@@ -147,6 +149,15 @@ def test_killed_container_frees_its_devices(
     assert len(folder.witnesses()) == asker_is_a_container  # of the dead one nothing is left
 
 
+def test_dead_claim_that_nobody_needed_yet_stays_one_that_can_be_freed(folder: Folder, started: Started) -> None:
+    dead, living = container(started), container(started)
+    assert granted(dead.tell("script", *folder.script(1, 2))) == "0"
+    dead.kill()
+    assert granted(living.tell("script", *folder.script(1, 2))) == "1"  # looks at no owner
+    assert folder.states() == ["dead", "living"]
+    wait_until(lambda: not is_refused(living.tell("script", *folder.script(1, 2))))
+
+
 @pytest.mark.parametrize("asker_is_a_container", [True, False], ids=["another container", "the host"])
 def test_owner_that_ends_in_a_container_that_lives_on_frees_its_devices(
     folder: Folder, started: Started, *, asker_is_a_container: bool
@@ -220,6 +231,21 @@ def test_host_shows_who_lives_in_containers_and_who_is_dead(folder: Folder, star
     assert [(row["pid"], row["state"]) for row in folder.status()] == [(living.pid, "living"), (dead_pid, "living")]
     dead.kill()
     assert folder.states() == ["living", "dead"]
+
+
+def test_container_that_started_in_the_same_moment_is_not_taken_for_another(folder: Folder, started: Started) -> None:
+    dead, living = container(started), container(started)
+    here = observer()
+    for owner in (dead, living):
+        granted(owner.tell("script", *folder.script(1, 2)))
+    first, second = (holding.owner for holding in Coordination(folder.file, "gpu").held())
+    if first.pidfd_inode is None:
+        pytest.skip("this kernel has no inode for each process")
+    twin = replace(first, start_time=second.start_time)
+    assert pid_of(second, here) == living.pid
+    dead.kill()
+    assert gone(twin, here)
+    assert not gone(second, here)
 
 
 def test_container_shows_as_living_what_it_cannot_see(folder: Folder, started: Started) -> None:
