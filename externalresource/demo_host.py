@@ -9,18 +9,18 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
-from externalresource.coordination import Coordination, Holding
+from externalresource.coordination import Holding
 from externalresource.errors import ExternalResourceError
+from externalresource.plugins import create_driver
 
 _CONFIGURATION = """\
 external-resources: gpu
 external-resource.gpu:
   amount: 1
   driver-factory.class: org.apache.flink.externalresource.gpu.GPUDriverFactory
-  param.discovery-script.args: --enable-coordination-mode{simulate}
-    --coordination-file {file}
+  param.discovery-script.args: --enable-coordination-mode{simulated}
 """
 _AMOUNT = "external-resource.gpu.amount"
 _GRACE = 5.0  # seconds that a TaskManager has to end
@@ -47,14 +47,14 @@ class Host:
     def __init__(self, folder: str, gpus: int, *, simulated: bool) -> None:
         self.gpus = gpus
         coordination_file = os.path.join(folder, "coordination")
-        self.configuration = _CONFIGURATION.format(
-            simulate=f" --simulate {gpus}" if simulated else "", file=shlex.quote(coordination_file)
-        )
+        words = f" --simulate {gpus}\n    --coordination-file {shlex.quote(coordination_file)}" if simulated else ""
+        self.configuration = _CONFIGURATION.format(simulated=words)
         self._config = os.path.join(folder, "config.yaml")
         with open(self._config, "w", encoding="utf-8") as file:
             file.write(self.configuration)
         self._libraries = "numpy" if simulated else "cupy,torch,numpy"
-        self._coordination = Coordination(coordination_file, "gpu")
+        # Real GPUs may be in use: they are claimed in the file of all who coordinate on this host.
+        self._driver: Any = create_driver("gpu", {"coordination-file": coordination_file} if simulated else {})
         self._task_managers: list[_TaskManager] = []
 
     def start(self, count: int, *, amount: int = 1) -> list[Report]:
@@ -66,7 +66,7 @@ class Host:
         return [task_manager.report() for task_manager in self._task_managers[-count:]]
 
     def claims(self) -> list[Holding]:
-        return self._coordination.held()
+        return list(self._driver.held())
 
     def kill(self, number: int) -> None:
         self._task_managers[number - 1].kill()

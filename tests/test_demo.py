@@ -129,11 +129,16 @@ def test_real_gpus_are_used_where_there_are_enough(tmp_path: Path) -> None:
     (tools / "nvidia-smi").write_text(_NVIDIA_SMI)
     (tools / "nvidia-smi").chmod(0o755)
     path = f"{tools}:{os.environ['PATH']}"
-    with _start(folder, PATH=path, EXTERNALRESOURCE_GPU_BACKEND="nvidia-smi") as process:
+    settings = {
+        "EXTERNALRESOURCE_GPU_BACKEND": "nvidia-smi",
+        "EXTERNALRESOURCE_GPU_COORDINATION_FILE": str(tmp_path / "coordination"),
+    }
+    with _start(folder, PATH=path, **settings) as process:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert out.startswith("Nothing in this demo is simulated: this host has 2 usable NVIDIA GPUs.\n")
     assert "--simulate" not in out
+    assert (tmp_path / "coordination").exists(), "real GPUs are claimed where all others claim them"
     assert {task_manager.mask[:12] for task_manager in _task_managers(out)} == {"GPU-11111111", "GPU-22222222"}
 
 
