@@ -40,6 +40,10 @@ def me() -> Owner:
     return identify(os.getpid())
 
 
+def held(path: str, pid: int) -> set[str]:
+    return {holding.claim.token for holding in Coordination(path, "gpu").held() if holding.claim.pid == pid}
+
+
 def script(path: str, *words: str) -> None:
     sys.argv = ["", "1", "--simulate=3", "--enable-coordination-mode", f"--coordination-file={path}", *words]
     discovery.main()
@@ -94,12 +98,14 @@ class Scene:
     before: Program = nothing
     #: The owner has a device of its own already.
     owner_holds: bool = False
+    #: Devices that the program takes out of others' hands.
+    given_back: int = 0
 
 
 SCENES = {
     "first claim of all": Scene(script),
     "claim among others": Scene(script, others),
-    "wait": Scene(waiting_script, all_taken),
+    "wait": Scene(waiting_script, all_taken, given_back=1),
     "claim and release in process": Scene(in_process, others),
     "release": Scene(release_for_the_owner, others, owner_holds=True),
 }
@@ -110,6 +116,7 @@ class Run:
 
     def __init__(self, scene: Scene, folder: Path, *strace: str) -> None:
         self.path, self._answer = str(folder / "gpus"), f"{folder}.answer"
+        self.others = held(self.path, os.getpid())
         self.owner = Running(lambda: self._start(scene))
         self.pid = self.owner.result()
         self._pidfd = os.pidfd_open(self.pid)
@@ -214,7 +221,7 @@ def kill_at(scene: Scene, folder: Path, call: Call) -> bool:
     name, nth = call
     with contextlib.closing(Run(scene, folder, f"--trace={name}", f"--inject={name}:signal=SIGKILL:when={nth}")) as run:
         (*_, last) = run.trace()
-        check_nothing_is_doubled_or_lost(run)
+        check_nothing_is_doubled_or_lost(run, scene.given_back)
     return last == "+++ killed by SIGKILL +++\n"
 
 
@@ -232,17 +239,18 @@ def kill_owner_at(scene: Scene, folder: Path, call: Call) -> bool:
     return stopped or call[0] == "exit_group"
 
 
-def check_nothing_is_doubled_or_lost(run: Run) -> None:
+def check_nothing_is_doubled_or_lost(run: Run, given_back: int) -> None:
     """While the owner lives it has what it was told of, and the rest is for others; then all is."""
     shared = Coordination(run.path, "gpu")
-    living = [holding for holding in shared.held() if holding.living]
-    owners = [holding.claim.token for holding in living if holding.claim.pid == run.owner.pid]
+    owners, others = held(run.path, run.owner.pid), held(run.path, os.getpid())
+    assert others <= run.others
+    assert len(run.others - others) <= given_back
     assert len(owners) <= 1
     if run.answer.endswith("released"):
-        assert owners == []
+        assert not owners
     elif run.answer not in ("", "claimed"):
-        assert owners == [run.answer.strip()]
-    free = {device.token for device in GPUS} - {holding.claim.token for holding in living}
+        assert owners == {run.answer.strip()}
+    free = {device.token for device in GPUS} - owners - others
     if free:
         rest = shared.claim(GPUS, len(free), me())
         assert {device.token for device in rest} == free
