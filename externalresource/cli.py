@@ -11,9 +11,10 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from externalresource import holdings
 from externalresource.api import ExternalResourceDriver, ExternalResourceInfo
 from externalresource.context import RuntimeContext
-from externalresource.coordination import Holding, Owner, is_here, pid_here
+from externalresource.coordination import Holding, pid_here
 from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError
 from externalresource.plugins import create_driver
 from externalresource.tables import table
@@ -172,7 +173,7 @@ def status(resource: str, form: str, *, watch: bool, **given: Any) -> None:
     while True:
         if watch:
             click.clear()
-        _show([_holding(holding) for holding in held()], form, nothing=f"No {resource} device is held.")
+        _show([holdings.row(holding) for holding in held()], form, nothing=f"No {resource} device is held.")
         if not watch:
             return
         time.sleep(1)
@@ -198,7 +199,10 @@ def release(resource: str, *, dead: bool, device: str | None, owner: int | None,
             and owner in (None, holding.owner.pid, pid_here(holding.owner))
         )
 
-    dropped = _asked(driver, "drop", resource)(lambda holding: named(holding) and _check_right(holding, force=force))
+    def struck_out(holding: Holding) -> bool:
+        return named(holding) and holdings.may_strike(holding, force=force)
+
+    dropped = _asked(driver, "drop", resource)(struck_out)
     for holding in dropped:
         click.echo(f"released {holding.claim.token}, held by pid {holding.owner.pid}")
     if not dropped:
@@ -257,28 +261,6 @@ def _properties(info: ExternalResourceInfo) -> dict[str, str]:
     return {key: value for key in info.get_keys() if (value := info.get_property(key)) is not None}
 
 
-def _check_right(holding: Holding, *, force: bool) -> bool:
-    """Return True if the owner is dead, or the user insists and could end it as well; raise if not."""
-    if not holding.living:
-        return True
-    who = f"pid {holding.owner.pid} ({holding.owner.program or 'of an unknown program'})"
-    if not force:
-        raise ExternalResourceError(f"{who} lives and holds {holding.claim.token}: end it, or use --force")
-    if not _may_signal(pid_here(holding.owner)):
-        raise ExternalResourceError(f"{who} lives and holds {holding.claim.token}, and you may not signal it")
-    return True
-
-
-def _may_signal(pid: int | None) -> bool:
-    try:
-        os.kill(pid or 1, 0)  # of a process that is not seen from here: as if it were init's
-    except PermissionError:
-        return False
-    except ProcessLookupError:
-        pass  # it has ended this moment
-    return True
-
-
 def _show(rows: Sequence[Mapping[str, object]], form: str, *, nothing: str) -> None:
     if form == "json":
         click.echo(json.dumps(rows, indent=2))
@@ -293,49 +275,6 @@ def _show(rows: Sequence[Mapping[str, object]], form: str, *, nothing: str) -> N
         click.echo(click.style(line, dim=True) if row.get("state") == "dead" else line)
     if left_out:
         click.echo(f"(no room for {', '.join(left_out)}: see --format json)", err=True)
-
-
-def _holding(holding: Holding) -> dict[str, Any]:
-    pid = pid_here(holding.owner) if holding.living else None
-    return {  # in the order of what must find room on a terminal
-        "device": holding.claim.token,
-        "pid": pid or holding.owner.pid,
-        "state": "living" if holding.living else "dead",
-        "user": _user(holding.owner.uid),
-        "program": (pid and _program(pid)) or holding.owner.program,
-        "since": holding.since,
-        "container": _container(holding.owner, pid),
-        "uuid": holding.claim.uuid,
-    }
-
-
-def _program(pid: int) -> str | None:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return None
-
-
-def _container(owner: Owner, pid: int | None) -> str | None:
-    """Return the id by which a container runtime knows an owner's container, else that of its pid namespace."""
-    if owner.pid_namespace is None or is_here(owner):
-        return None
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            found = re.search(r"[0-9a-f]{64}", file.read())
-    except OSError:
-        found = None
-    return found.group()[:12] if found else f"pid:[{owner.pid_namespace}]"
-
-
-def _user(uid: int | None) -> str | None:
-    import pwd
-
-    try:
-        return None if uid is None else pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _complain(message: str, status: int) -> int:

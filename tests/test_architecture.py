@@ -30,6 +30,7 @@ ROOMS = {
     "demo_taskmanager": "all above",
     "demo_host": "all above",
     "demo": "all above",
+    "holdings": "errors coordination",
     "tables": "",
     "cli": "all above",
     "__init__": "",  # its names are resolved when they are first used
