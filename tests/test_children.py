@@ -280,6 +280,13 @@ def test_device_outlasts_an_exec_on_the_host_that_nobody_announced(folder: Folde
     assert not is_free(asker, folder)
 
 
+def test_owner_that_lives_keeps_its_device_whatever_became_of_its_lock(folder: Folder, started: Started) -> None:
+    owner, asker = started("host"), started("host")
+    owner.tell("claim", folder.options(**{"until-children-exit": "true"}))
+    owner.tell("execute_again", False)
+    assert not is_free(asker, folder)
+
+
 @contained
 def test_fork_that_announces_an_exec_keeps_nothing_of_its_parents(folder: Folder, started: Started) -> None:
     owner, asker = started("container"), started("container")
