@@ -7,6 +7,7 @@ proven counts as living: a device held too long is a nuisance, a device given tw
 
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from externalresource.errors import CoordinationError
 
@@ -66,8 +67,7 @@ class Observer:
         return owner.pid_namespace == self.pid_namespace or (not self.in_container and self.sees_own_pids)
 
 
-@dataclass(frozen=True, slots=True)
-class _Stat:
+class _Stat(NamedTuple):
     program: str
     state: str
     threads: int

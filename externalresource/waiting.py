@@ -6,7 +6,7 @@ place is kept by a lock that its process holds, so that it vanishes with the pro
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 from externalresource import ledger, witness
@@ -17,8 +17,7 @@ from externalresource.matching import Claimable, D
 _LINE = re.compile(r"([0-9a-f]+) ([1-9][0-9]{0,8})((?: [!-~]+)+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """One process in the queue."""
 
     #: The lock that it holds while it waits.
