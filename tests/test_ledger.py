@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -353,6 +354,15 @@ def test_details_that_are_no_json_leave_the_old_file(path: str) -> None:
         ledger.write(path, [Claim("0", 7, {"uuid": object()})])
     assert ledger.read(path) == [CLAIM]
     assert os.listdir(os.path.dirname(path)) == ["ledger"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOLCK, errno.EROFS, errno.EBUSY])
+def test_only_a_symbolic_link_is_called_one(number: int) -> None:
+    message = str(ledger.refusal("write", "/gpus", OSError(number, os.strerror(number))))
+    assert message.startswith(f"cannot write /gpus: {os.strerror(number)}")
+    assert ("; " in message) == (number != errno.EIO)
+    link = str(ledger.refusal("write", "/gpus", OSError(errno.ELOOP, os.strerror(errno.ELOOP))))
+    assert link == "cannot write /gpus: it is a symbolic link, which is never followed; remove it"
 
 
 def test_folder_that_is_missing_is_an_error_with_its_remedy(tmp_path: Path) -> None:
