@@ -10,6 +10,7 @@ it in its own namespace and share one open file description: killing one of them
 
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import secrets
@@ -44,8 +45,7 @@ class Witness:
             self._path = _path(self._file, self.name)
             self.descriptor = self._lock()
         if not inherited:
-            if not _own:
-                os.register_at_fork(after_in_child=_leave_in_fork)
+            _leave_in_forks()
             _own.add(self)
 
     def post(self, owner: Owner) -> None:
@@ -177,7 +177,12 @@ def _end(pid: int) -> None:
             os.waitpid(pid, 0)
 
 
-def _leave_in_fork() -> None:
+@functools.cache  # once for this process and its forks, as it cannot be undone
+def _leave_in_forks() -> None:
+    os.register_at_fork(after_in_child=_leave_all)
+
+
+def _leave_all() -> None:
     while _own:
         _own.pop()._leave()  # noqa: SLF001 - of this module
 
