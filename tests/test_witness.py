@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,7 +154,26 @@ def test_claim_of_the_dead_cannot_have_another_file_removed(folder: Folder) -> N
     assert victim.exists()
 
 
+def test_fork_has_left_the_lock_and_its_close_does_nothing(folder: Folder, held: Witness) -> None:
+    def fork() -> int | None:
+        held.close()
+        return held.descriptor
+
+    assert in_child(fork) is None
+    assert stands(folder.file, held.name, missing=False)
+
+
 # Two processes beside an owner
+
+
+def test_witnesses_hold_for_their_owner_and_not_for_whoever_started_them(folder: Folder) -> None:
+    with subprocess.Popen(["sleep", "600"]) as beside, contextlib.closing(Witness(folder.file, inherited=True)) as lock:
+        try:
+            lock.post(identify(beside.pid))
+            assert stands(folder.file, lock.name)
+        finally:
+            beside.kill()
+        wait_until(lambda: not stands(folder.file, lock.name))
 
 
 @contained
