@@ -6,6 +6,7 @@ is hurried here; how many were answered within the 10 seconds that Flink's drive
 
 import math
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -62,8 +63,7 @@ def run(script: Script, environment: Mapping[str, str], size: int) -> Result:
 
 def _start(gate: tuple[int, int], script: Script, environment: Mapping[str, str], stack: ExitStack) -> Asker:
     asker = Asker(script.words(1), environment, gate=gate)
-    stack.callback(asker.reap)
-    stack.callback(asker.kill)
+    stack.callback(asker.end)
     return asker
 
 
@@ -87,6 +87,7 @@ def report(result: Result, size: int) -> None:
 @click.option("--flink-home", "home", type=click.Path(exists=True, path_type=Path), help="A folder with Flink in it.")
 def main(size: int, runs: int, script: str, home: Path | None) -> None:
     owners.adopt_orphans()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and leave nobody behind
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -51,6 +51,7 @@ class Asker:
         self.pid = os.fork()
         if self.pid == 0:
             _be_asker(parent, report, words, environment, patience, gate)
+        os.setpgid(self.pid, self.pid)  # as it does itself: whoever is first
         os.close(report)
 
     def has_answer(self, timeout: float = 0) -> bool:
@@ -78,6 +79,13 @@ class Asker:
         if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
             raise RuntimeError(f"process {self.pid} had ended before it was killed, so nothing is known of its devices")
         return lived, died
+
+    def end(self) -> None:
+        """Kill it with all that it left behind; needs `adopt_orphans`."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.reap()
+        os.close(self._report)
 
     def reap(self) -> None:
         """Wait for what it left behind; needs `adopt_orphans`."""
