@@ -198,6 +198,7 @@ def test_driver_in_a_container_gives_back_at_once_and_leaves_nothing(folder: Fol
     assert folder.files() == ["ledger", "ledger.lock"]
     assert folder.status() == []
     assert owner.processes() == [owner.pid]
+    assert not any("witness" in os.readlink(entry) for entry in Path(f"/proc/{owner.pid}/fd").iterdir())
 
 
 def test_refused_claim_in_a_container_leaves_nothing(folder: Folder, started: Started) -> None:
