@@ -14,6 +14,7 @@ R = TypeVar("R")
 NEW_TIME, NEW_MOUNTS, NEW_USER, NEW_PIDS = 0x80, 0x20000, 0x10000000, 0x20000000
 _BIND, _RECURSIVE, _PRIVATE = 0x1000, 0x4000, 0x40000
 _NOBODY = 65534
+_DIE_WITH_PARENT = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -25,6 +26,7 @@ class Running(Generic[R]):
         reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
+            _libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL)  # also when the tests are killed
             try:
                 answer: object = function()
             except Exception as error:  # noqa: BLE001 - it is raised in the parent
