@@ -719,3 +719,14 @@ def test_folder_that_may_not_be_written_grants_nothing(shared: Path) -> None:
     path = str(shared / "gpus")
     message = as_another_user(lambda: error_of(CoordinationError, lambda: claim(path, 1, gpus(2))))
     assert message.startswith(f"cannot write {path}: Permission denied; to share devices between users")
+
+
+@pytest.mark.parametrize("since", ["1970-01-01T00:00:00Z", "2999-01-01T00:00:00Z"])
+def test_clock_that_was_wrong_when_a_device_was_claimed_decides_nothing(path: str, since: str) -> None:
+    shared = Coordination(path, "gpu")
+    shared.claim(gpus(2), 1, me())
+    shared.claim(gpus(2), 1, dataclasses.replace(me(), boot_id="another"))
+    rewritten = re.sub(r'"since":"[^"]*"', f'"since":"{since}"', content(path))
+    Path(path).write_text(rewritten, encoding="utf-8")
+    assert [holding.living for holding in shared.held()] == [True, False]
+    assert shared.claim(gpus(2), 1, me()) == gpus(2)[1:]

@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import sysconfig
 import termios
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -687,12 +688,14 @@ def test_script_gives_up_with_the_reason(path: str, held: Running[list[str]]) ->
 # What a terminal shows
 
 
-def on_a_terminal(path: str, columns: int, held: Running[list[str]]) -> tuple[list[str], str]:
-    """Return what the script shows on a terminal until it is granted the device, and its answer."""
+def on_a_terminal(
+    path: str, columns: int, held: Running[list[str]], command: Sequence[str] = ()
+) -> tuple[list[str], str]:
+    """Return what the script, or another command, shows on a terminal until it has the device, and its answer."""
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
     shown = b""
-    with subprocess.Popen(script(path), stdout=subprocess.PIPE, stderr=end, text=True) as process:
+    with subprocess.Popen(command or script(path), stdout=subprocess.PIPE, stderr=end, text=True) as process:
         os.close(end)
         with contextlib.suppress(OSError):  # EIO: nobody has the terminal open any more
             while block := os.read(terminal, 1024):
@@ -717,6 +720,23 @@ def test_terminal_shows_one_line_that_is_replaced_and_cleared(
         assert "\n" not in line
     if columns == 200:
         assert re.fullmatch(expected, lines[1])
+
+
+def test_run_shows_on_its_terminal_that_its_script_waits(path: str, held: Running[list[str]]) -> None:
+    options = ["--simulate", "1", "--coordination-file", path, "--wait", "60"]
+    command = [
+        str(Path(sysconfig.get_path("scripts")) / "externalresource"),
+        "run",
+        "gpu=1",
+        *options,
+        "--",
+        "echo",
+        "x",
+    ]
+    lines, answer = on_a_terminal(path, 200, held, command)
+    assert answer == "x\n"
+    assert lines[1].startswith(f"waiting 0 s: 1 wanted, 0 of 1 free; held by pid {held.pid} ")
+    assert lines[-1] == ""
 
 
 def test_name_of_a_program_does_not_control_the_terminal(path: str, start: Start) -> None:

@@ -104,7 +104,7 @@ def _answer_coordinated(options: Options, parent: int, backend: "Backend", deadl
         witness=options.witness,
         until_children_exit=options.until_children_exit,
     )
-    progress = Progress()
+    progress = Progress(options.terminal)
 
     def pause(seconds: float, reason: str) -> None:
         _check_asker(parent, owner)

@@ -21,7 +21,9 @@ _LONGEST = 86400
 _TAKING_BACK = 0.5  # seconds for the lock to be free
 _STARTING = 1.0  # seconds for the interpreter of our own script
 _OWN = ("discovery-script.path", "discovery-script.args", "discovery-script.timeout")
-_SCRIPT = tuple(name for name in (*FLAGS, *VALUED) if name not in ("list", "format", "owner-pid", "witness"))
+_SCRIPT = tuple(
+    name for name in (*FLAGS, *VALUED) if name not in ("list", "format", "owner-pid", "witness", "terminal")
+)
 
 
 class GPUInfo:
@@ -139,7 +141,8 @@ class GPUDriver:
         if options.until_children_exit or in_container():
             witness = Witness(options.coordination_file, inherited=options.until_children_exit)
         try:
-            infos = self._ask(*words, *(["--witness", witness.name] if witness else []))
+            lock = ["--witness", witness.name] if witness else []
+            infos = self._ask(*words, *lock, *_terminal(options))
         except BaseException:
             if witness is not None:
                 self._take_back(witness)
@@ -187,6 +190,11 @@ def _check_names(options: Mapping[str, str]) -> None:
                 f"the GPU driver has no option {name!r} (allowed: {', '.join((*_OWN, *_SCRIPT))})"
                 f"{did_you_mean(name, (*_OWN, *_SCRIPT))}"
             )
+
+
+def _terminal(options: Options) -> list[str]:
+    """Return the option by which a script that waits shows so on our terminal: we read its stderr ourselves."""
+    return ["--terminal", os.ttyname(2)] if options.wait and os.isatty(2) else []
 
 
 def _split(args: str) -> list[str]:

@@ -27,6 +27,7 @@ VALUED = {
     "wait": ("SECONDS", "queue for devices that others hold, first come, first served (default: 0)"),
     "timeout": ("SECONDS", "for the driver and the lock together (default: 9, as Flink kills the script after 10)"),
     "log-file": ("PATH", "append each decision to this file, one line each"),
+    "terminal": ("PATH", "where to show how long this waits; our driver passes it"),
     "witness": ("NAME", "a lock that the owner itself holds; our driver passes it"),
 }
 FLAGS = {
@@ -68,6 +69,7 @@ class Options:
         self.timeout: float = _seconds(given, "timeout", 9.0)
         self.wait: float = _seconds(given, "wait", 0.0, zero=True)
         self.log_file: str | None = given.get("log-file")
+        self.terminal: str | None = given.get("terminal")
         self.witness: str | None = given.get("witness")
         self.until_children_exit: bool = _flag(given, "until-children-exit")
         if self.simulate is not None and self.backend not in ("auto", "simulated"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import time
 
 _STDERR = 2
@@ -9,16 +10,17 @@ _CLEAR = b"\r\x1b[K"
 
 
 class Progress:
-    """The line, with the time since this was made."""
+    """The line, with the time since this was made: on stderr, or on the terminal of whoever reads our stderr."""
 
-    def __init__(self) -> None:
+    def __init__(self, terminal: str | None = None) -> None:
         self._begin = time.monotonic()
         self._shown = False
+        self._out = _STDERR if terminal is None else _open(terminal)
 
     def show(self, reason: str) -> None:
         """Show how long this waits, and why, as far as it fits."""
         try:
-            columns = os.get_terminal_size(_STDERR).columns or 80
+            columns = os.get_terminal_size(self._out).columns or 80
         except OSError:  # no terminal
             return
         text = f"waiting {time.monotonic() - self._begin:.0f} s: {reason}"
@@ -31,7 +33,14 @@ class Progress:
         if self._shown:
             self._write(_CLEAR)
 
-    @staticmethod
-    def _write(text: bytes) -> None:
+    def _write(self, text: bytes) -> None:
         with contextlib.suppress(OSError):
-            os.write(_STDERR, text)
+            os.write(self._out, text)
+
+
+def _open(terminal: str) -> int:
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # we are not in its foreground, and some forbid others to write
+    try:
+        return os.open(terminal, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return _STDERR

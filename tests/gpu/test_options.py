@@ -17,6 +17,7 @@ DEFAULTS = {
     "timeout": 9.0,
     "wait": 0.0,
     "log_file": None,
+    "terminal": None,
     "witness": None,
     "until_children_exit": False,
 }
@@ -30,6 +31,7 @@ VALUES: dict[str, tuple[str, str, str, object]] = {
     "timeout": ("0.5", "3", "timeout", 0.5),
     "wait": ("60", "0", "wait", 60.0),
     "log-file": ("/log", "/other", "log_file", "/log"),
+    "terminal": ("/dev/pts/7", "/dev/null", "terminal", "/dev/pts/7"),
     "witness": ("0123456789abcdef", "fedc", "witness", "0123456789abcdef"),
     "until-children-exit": ("true", "false", "until_children_exit", True),
     "enable-coordination-mode": ("true", "false", "coordination", True),
