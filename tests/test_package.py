@@ -1,5 +1,6 @@
 import importlib.metadata
 import importlib.resources
+import os
 import re
 import subprocess
 import sys
@@ -65,6 +66,12 @@ def test_room_is_imported_by_its_name() -> None:
 @pytest.mark.parametrize("package", ["externalresource", "externalresource_gpu"])
 def test_package_carries_its_types(package: str) -> None:
     assert importlib.resources.files(package).joinpath("py.typed").is_file()
+
+
+@pytest.mark.skipif("CI" not in os.environ, reason="needs CI, where what is installed is the wheel")
+@pytest.mark.parametrize("package", ["externalresource", "externalresource_gpu"])
+def test_what_is_tested_is_the_wheel_and_not_the_tree(package: str) -> None:
+    assert "site-packages" in str(importlib.resources.files(package))
 
 
 def test_installed_version_is_that_of_the_project_file() -> None:
