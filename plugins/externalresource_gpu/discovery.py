@@ -38,6 +38,7 @@ def main() -> "NoReturn":
     """Answer the arguments on stdout and exit: 0, 1 with the reason on stderr, 2 if the arguments are not allowed."""
     parent = os.getppid()  # before anything else: it may end while this runs
     gc.disable()  # it takes 3 ms of the imports, and all is gone soon
+    sys.unraisablehook = _heed
     for descriptor in range(3):
         _open_if_closed(descriptor)
     try:
@@ -47,6 +48,13 @@ def main() -> "NoReturn":
     except _Ended as ended:
         status = _die_of(ended.number)
     os._exit(status)  # nothing is left to tidy up, and tearing the interpreter down takes 7 ms
+
+
+def _heed(lost: "sys.UnraisableHookArgs") -> None:
+    """End at an interrupt that came while a callback ran, as imports have some: Python itself would drop it."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        os._exit(_INTERRUPTED)
+    sys.__unraisablehook__(lost)
 
 
 def _run(words: "Sequence[str]", parent: int) -> int:

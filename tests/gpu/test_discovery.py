@@ -563,6 +563,23 @@ def test_signal_while_nvidia_smi_runs_ends_the_script_with_nothing(host: Host, n
     assert not host.ledger.exists()
 
 
+def test_interrupt_that_comes_in_a_callback_is_not_dropped(host: Host) -> None:
+    code = """
+import signal, weakref
+from externalresource_gpu import discovery
+
+def interrupted(words, parent):
+    kept = {0}
+    watch = weakref.ref(kept, lambda gone: signal.raise_signal(signal.SIGINT))
+    del kept
+    return 0
+
+discovery._run = interrupted
+discovery.main()
+"""
+    assert host.ask(command=[sys.executable, "-c", code]).status == 130
+
+
 def test_signal_while_the_lock_is_waited_for_leaves_a_delivered_answer(host: Host, number: signal.Signals) -> None:
     with host.locked():
         script = host.start("2", *COORDINATED, "--timeout=60")
