@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from externalresource_gpu.device import Device
+    from externalresource_gpu.topology import Links
 
     class Backend(Protocol):
         """A source of devices. `name` says which one answered."""
@@ -24,13 +25,22 @@ if TYPE_CHECKING:
             before `deadline` (of `time.monotonic`).
             """
 
+        def links(self, deadline: float) -> Links:
+            """Return how the GPUs are connected, after `devices`: nothing if that was not asked for, or is not known.
+
+            Raises DiscoveryError only if the answer is not there before `deadline`.
+            """
+
 
 NAMES = ("auto", "nvml", "nvidia-smi", "simulated")
 
 
-def create(name: str, simulate: "str | None" = None) -> "Backend":
+def create(
+    name: str, simulate: "str | None" = None, *, topology: bool = False, processes: bool = False
+) -> "Backend":
     """Return the backend `name`; `simulate` (a number of GPUs, a machine or a YAML file) implies `simulated`.
 
+    `topology` and `processes` ask for more, which takes longer: the links between GPUs, and what computes on each.
     Raises ConfigurationError for an unknown name, and for a machine that does not exist.
     """
     if simulate is not None or name == "simulated":
