@@ -67,6 +67,19 @@ class Holders(Protocol):
         """Strike out the claims for which `which` answers True, and return them."""
 
 
+class Queueing(Protocol):
+    """A driver that may wait for devices which others hold, in the queue of a coordination file.
+
+    A process that has several resources retrieves them in the order of these files: two that wait for the same ones
+    then never hold one each and wait for the other.
+    """
+
+    #: None if nothing is coordinated.
+    coordination_file: str | None
+    #: Seconds that `retrieve_resource_info` waits at most.
+    wait: float
+
+
 class Keeping(Protocol):
     """A driver whose claims rest on something that an exec would end."""
 

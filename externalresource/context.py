@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
+from itertools import pairwise
 from types import TracebackType
 from typing import Self
 
@@ -18,10 +19,9 @@ class RuntimeContext:
     """The devices of this process, by the name of their resource; a context manager that gives them back at its end."""
 
     def __init__(self, resources: Mapping[str, tuple[ExternalResourceDriver, int]], *, lenient: bool = False) -> None:
-        """Retrieve all in the order of their names, or raise and hold none.
+        """Retrieve all in the order of `_in_turn`, or raise and hold none.
 
-        Two processes that wait for the same two resources thus never hold one each and wait for the other. `lenient`
-        leaves out the resources that fail, as Flink does.
+        `lenient` leaves out the resources that fail, as Flink does.
         """
         self._lenient = lenient
         self._closed = False
@@ -29,7 +29,7 @@ class RuntimeContext:
         self._drivers: dict[str, ExternalResourceDriver] = {}
         with ExitStack() as undo:
             undo.callback(self.close)
-            for name, (driver, amount) in sorted(resources.items()):
+            for name, (driver, amount) in _in_turn(resources):
                 self._retrieve(name, driver, amount)
             undo.pop_all()
 
@@ -142,6 +142,39 @@ def _driver(resource: ResourceConfig, *, lenient: bool) -> ExternalResourceDrive
             raise
         _warn(f"resource {resource.name!r} is left out: {error}")
         return None
+
+
+def _in_turn(
+    resources: Mapping[str, tuple[ExternalResourceDriver, int]],
+) -> list[tuple[str, tuple[ExternalResourceDriver, int]]]:
+    """Return the resources in the order of their coordination files, which is the same for all processes.
+
+    Two processes that wait for the same two resources thus never hold one each and wait for the other. Within one file
+    there is no such order: whoever waits comes first there, and a second one that would wait is a ConfigurationError.
+    """
+
+    def turn(resource: tuple[str, tuple[ExternalResourceDriver, int]]) -> tuple[str, bool, str]:
+        name, (driver, _) = resource
+        return _queue(driver), not _waits(driver), name
+
+    ordered = sorted(resources.items(), key=turn)
+    for (name, (driver, _)), (other, (following, _)) in pairwise(ordered):
+        if _waits(driver) and _waits(following) and _queue(driver) == _queue(following):
+            raise ConfigurationError(
+                f"resources {name!r} and {other!r} share {_queue(driver)} and both wait: two processes could hold one "
+                "each and wait for the other; let one of the two wait, or ask for the devices as one resource"
+            )
+    return ordered
+
+
+def _queue(driver: ExternalResourceDriver) -> str:
+    """Return the coordination file of a driver, by the same name for all; empty if it has none."""
+    path = getattr(driver, "coordination_file", None)
+    return os.path.realpath(path) if path else ""
+
+
+def _waits(driver: ExternalResourceDriver) -> bool:
+    return bool(getattr(driver, "wait", 0))
 
 
 def _retrieved(name: str, driver: ExternalResourceDriver, amount: int) -> frozenset[ExternalResourceInfo]:

@@ -2,6 +2,7 @@ import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +155,47 @@ def test_what_was_claimed_is_given_back_when_a_later_resource_fails(error: BaseE
     with pytest.raises((type(error), PluginError)):
         RuntimeContext({"a": (first, 1), "b": (second, 1), "c": (third, 1)})
     assert (first.closed, second.closed, third.closed) == (1, 1, 0)
+
+
+class Queued(Driver):
+    def __init__(self, order: list[str], name: str, coordination_file: str | None, wait: float = 0) -> None:
+        super().__init__()
+        self.order = order
+        self.name = name
+        self.coordination_file = coordination_file
+        self.wait = wait
+
+    def retrieve_resource_info(self, amount: int) -> Any:
+        self.order.append(self.name)
+        return super().retrieve_resource_info(amount)
+
+
+def test_resources_are_retrieved_in_the_order_of_their_files_whatever_their_names(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    order: list[str] = []
+    drivers = {
+        "a": Queued(order, "a", f"{tmp_path}/link/2", wait=1),
+        "b": Queued(order, "b", f"{tmp_path}/1", wait=1),
+        "c": Queued(order, "c", None),
+    }
+    RuntimeContext({name: (driver, 1) for name, driver in drivers.items()}).close()
+    assert order == ["c", "b", "a"]
+
+
+def test_of_two_resources_with_one_file_the_one_that_waits_comes_first() -> None:
+    order: list[str] = []
+    drivers = {"a": Queued(order, "a", "/ledger"), "b": Queued(order, "b", "/ledger", wait=1)}
+    RuntimeContext({name: (driver, 1) for name, driver in drivers.items()}).close()
+    assert order == ["b", "a"]
+
+
+def test_two_resources_with_one_file_do_not_both_wait(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    order: list[str] = []
+    drivers = {"a": Queued(order, "a", f"{tmp_path}/1", wait=1), "b": Queued(order, "b", f"{tmp_path}/link/1", wait=9)}
+    with pytest.raises(ConfigurationError, match=r"'a' and 'b' share .*/1 and both wait"):
+        RuntimeContext({name: (driver, 1) for name, driver in drivers.items()})
+    assert order == []
 
 
 def test_lenient_leaves_out_what_fails_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -540,12 +540,14 @@ class Pool:
     """A driver of one device, for which it waits; it says what it is about to do."""
 
     def __init__(self, path: str, told: Callable[[], None]) -> None:
+        self.coordination_file = path
+        self.wait = 20
         self._shared = Coordination(path, "fpga")
         self._told = told
         self._claimed: list[Device] = []
 
     def retrieve_resource_info(self, amount: int) -> Collection[ExternalResourceInfo]:
-        self._claimed = self._shared.claim([Device("0")], amount, identify(os.getpid()), wait=20)
+        self._claimed = self._shared.claim([Device("0")], amount, identify(os.getpid()), wait=self.wait)
         self._told()
         return [Info()] * amount
 
@@ -564,18 +566,18 @@ class Info:
 def test_two_that_want_the_same_resources_in_opposite_order_both_get_them(path: str, start: Start) -> None:
     a, b = f"{path}-a", f"{path}-b"
 
-    def hold_both(names: str, after: Callable[[], None]) -> list[str]:
-        resources = {name: (Pool({"a": a, "b": b}[name], after), 1) for name in names}
+    def hold_both(first: str, second: str, after: Callable[[], None]) -> bool:
+        resources = {"x": (Pool(first, after), 1), "y": (Pool(second, after), 1)}
         with RuntimeContext(resources) as context:  # type: ignore[arg-type] # a list for the set of the protocol
-            return list(resources) if context.get_external_resource_infos("a") else []
+            return all(map(context.get_external_resource_infos, resources))
 
     def until_the_other_one_has_begun() -> None:
         wait_until(lambda: places(a) or os.path.exists(b))
 
-    one = start(lambda: hold_both("ab", until_the_other_one_has_begun))
+    one = start(lambda: hold_both(a, b, until_the_other_one_has_begun))
     wait_until(lambda: os.path.exists(a))
-    other = start(lambda: hold_both("ba", lambda: None))
-    assert (one.result(), other.result()) == (["a", "b"], ["b", "a"])
+    other = start(lambda: hold_both(b, a, lambda: None))
+    assert (one.result(), other.result()) == (True, True)
     assert leftovers(a) <= {b, f"{b}.lock"}
 
 

@@ -88,6 +88,15 @@ class GPUDriver:
             self._timeout = max(self._timeout, self._options.timeout + _STARTING) + self._options.wait
         self._grants: list[_Grant] = []
 
+    @property
+    def coordination_file(self) -> str | None:
+        """The file in whose queue this waits; None without coordination, or if a foreign script keeps its own."""
+        return self._options.coordination_file if self._options and self._options.coordination else None
+
+    @property
+    def wait(self) -> float:
+        return self._options.wait if self._options else 0.0
+
     def retrieve_resource_info(self, amount: int) -> set[ExternalResourceInfo]:
         """Return `amount` GPUs; DiscoveryError if the script fails, is late, or answers anything else."""
         if amount < 1:
