@@ -1,10 +1,17 @@
-"""GPUs that are not there, for trying things out and for tests on any machine."""
+"""GPUs that are not there, for trying things out and for tests on any machine: docs/simulate.md is for its users."""
 
 import os
+from dataclasses import replace
 
-from externalresource.errors import ConfigurationError, did_you_mean
+from externalresource.errors import ConfigurationError, DiscoveryError, did_you_mean
 from externalresource_gpu.backends import machines
-from externalresource_gpu.device import Device
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from externalresource_gpu.backends.query import Query
+    from externalresource_gpu.backends.simulated_machine import Machine
+    from externalresource_gpu.device import Device
+    from externalresource_gpu.topology import Links
 
 
 class Simulated:
@@ -12,35 +19,63 @@ class Simulated:
 
     name = "simulated"
 
-    def __init__(self, what: str | None) -> None:
-        self._file: str | None = None
-        self._devices: list[Device] = []
-        if what is not None and _is_file(what):
-            self._file = what
-        else:
-            self._devices = _machine(what or "")
+    def __init__(self, what: str | None, *, topology: bool = False, processes: bool = False) -> None:
+        self._topology, self._processes = topology, processes
+        self._number: int | None = None
+        self._path = self._seed = what or ""
+        if not _is_path(self._seed):
+            self._take(self._seed)
+        self._begun: tuple[Machine, Query | None] | None = None
+        self._links: Links = {}
 
     def start(self) -> None:
-        """Nothing runs ahead: a file is read by `devices`, where its errors belong."""
+        """Begin to ask the driver of a machine or a file; what is wrong with the file is told by `devices`."""
+        if self._number is None:
+            try:
+                self._begun = self._begin()
+            except DiscoveryError:
+                self._begun = None
 
-    def devices(self, deadline: float) -> list[Device]:  # noqa: ARG002 - a simulation is never late
-        if self._file is None:
-            return list(self._devices)
-        from externalresource_gpu.backends import simulated_file
+    def devices(self, deadline: float) -> "list[Device]":
+        if self._number is None:
+            found = self._ask(deadline)
+        else:
+            found = machines.count(self._number)
+            self._links = machines.count_links(self._number) if self._topology else {}
+        return found if self._processes else [replace(device, processes=None) for device in found]
 
-        return simulated_file.read(self._file)
+    def links(self, deadline: float) -> "Links":  # noqa: ARG002 - they are known with the devices
+        return dict(self._links)
+
+    def _take(self, what: str) -> None:
+        """Find out what is meant; a number or a machine goes before a file of that name."""
+        if what.isascii() and what.isdigit() and int(what[:9]) <= machines.MOST:
+            self._number = int(what)
+        elif what and os.path.isfile(machines.path(what)):
+            self._path, self._seed = machines.path(what), what
+        elif not os.path.isfile(what):
+            known = machines.names()
+            raise ConfigurationError(
+                f"--simulate must be a number of GPUs from 0 to {machines.MOST}, a machine ({', '.join(known)}) or a "
+                f"YAML file (a path with a slash, or ending in .yaml), not {what!r}{did_you_mean(what, known)}"
+            )
+
+    def _begin(self) -> "tuple[Machine, Query | None]":
+        from externalresource_gpu.backends import simulated_machine
+
+        seed = self._seed if self._seed != self._path else os.path.realpath(self._path)
+        machine = simulated_machine.read(self._path, seed)
+        return machine, machine.driver.ask()
+
+    def _ask(self, deadline: float) -> "list[Device]":
+        machine, query = self._begun or self._begin()
+        self._begun = None  # the next look is a new one: the file may have changed
+        from externalresource_gpu.backends import simulated_driver
+
+        simulated_driver.check(query, deadline)
+        self._links = machine.links if self._topology else {}
+        return list(machine.devices)
 
 
-def _is_file(what: str) -> bool:
-    return "/" in what or what.endswith((".yaml", ".yml")) or os.path.isfile(what)
-
-
-def _machine(what: str) -> list[Device]:
-    if what in machines.MACHINES:
-        return machines.MACHINES[what]()
-    if what.isascii() and what.isdigit() and int(what) <= machines.MOST:
-        return machines.count(int(what))
-    raise ConfigurationError(
-        f"--simulate must be a number of GPUs from 0 to {machines.MOST}, a machine ({', '.join(machines.MACHINES)}) or "
-        f"a YAML file (a path with a slash, or ending in .yaml), not {what!r}{did_you_mean(what, machines.MACHINES)}"
-    )
+def _is_path(what: str) -> bool:
+    return "/" in what or what.endswith((".yaml", ".yml"))
