@@ -115,7 +115,8 @@ class Coordination:
     ) -> list[D]:
         """Record `amount` of the devices for `owner` and return them: none that a living owner may hold.
 
-        `choose` picks among the free ones, under the lock; `deadline` (of `time.monotonic`) bounds the wait for it.
+        `choose` picks among the free ones, under the lock, or raises NotEnoughDevicesError if none of them will do now;
+        `deadline` (of `time.monotonic`) bounds the wait for it.
         With `wait` (seconds) devices that others hold are queued for, first come, first served.
         Raises NotEnoughDevicesError, which says who holds them; CoordinationError if the file cannot be used.
         """
@@ -224,25 +225,33 @@ class Coordination:
     def _claim_now(self, request: "_Request[D]", deadline: float | None, place: Place | None) -> list[D]:
         """Claim what is free and not kept for those who came before, or join the queue at `place`."""
         with self._locked(deadline):
-            before = claims = self._read()
+            before = self._read()
             queue = waiting.read(self.path)
-            ahead = queue[: queue.index(place)] if place in queue else queue
-            free = waiting.unreserved(matching.free(request.devices, claims), ahead)
-            if len(free) < request.amount:  # only now: with 1,023 owners a look at each costs twenty times the rest
-                claims = [holding.claim for holding in self._holdings(claims) if holding.living]
-                free = waiting.unreserved(matching.free(request.devices, claims), ahead)
-            if len(free) < request.amount:
+            try:
+                claims, chosen = self._chosen(request, before, queue[: queue.index(place)] if place in queue else queue)
+            except NotEnoughDevicesError:
                 if place is not None and place not in queue:
                     waiting.write(self.path, [*queue, place])
-                raise NotEnoughDevicesError(_refusal(request, claims, len(free), ahead))
-            chosen = list(request.choose(free, claims, request.amount))
+                raise
             with self._witnessed(request.owner) as owner:
                 new = [self._new_claim(device, owner) for device in chosen]
-                matching.check_choice(chosen, free, request.amount, new)
                 if place in queue:  # before the claim, which stands once it is written
                     waiting.write(self.path, [other for other in queue if other != place])
                 self._write(before, ledger.append(claims, new))
         return chosen
+
+    def _chosen(
+        self, request: "_Request[D]", before: Sequence[Claim], ahead: Sequence[Place]
+    ) -> tuple[Sequence[Claim], list[D]]:
+        """Return the claims that stand, and what the request gets beside them; NotEnoughDevicesError if too little."""
+        try:
+            return before, _choice(request, before, ahead)
+        except NotEnoughDevicesError:  # only now: with 1,023 owners a look at each costs twenty times the rest
+            claims = [holding.claim for holding in self._holdings(before) if holding.living]
+        try:
+            return claims, _choice(request, claims, ahead)
+        except _TooFewError as error:
+            raise NotEnoughDevicesError(_refusal(request, claims, error.free, ahead)) from None
 
     def _locked(self, deadline: float | None) -> contextlib.AbstractContextManager[None]:
         return locked(self.path, time.monotonic() + DEFAULT_TIMEOUT if deadline is None else deadline)
@@ -314,11 +323,28 @@ class Coordination:
         return Claim(device.token, owner.pid, known)
 
 
+class _TooFewError(NotEnoughDevicesError):
+    """Fewer devices are free than wanted: why is put into words only where somebody reads them."""
+
+    def __init__(self, free: int) -> None:
+        super().__init__(free)
+        self.free = free
+
+
 class _Request(NamedTuple, Generic[D]):
     devices: Sequence[D]
     amount: int
     owner: Owner
     choose: Choose[D]
+
+
+def _choice(request: _Request[D], claims: Sequence[Claim], ahead: Sequence[Place]) -> list[D]:
+    free = waiting.unreserved(matching.free(request.devices, claims), ahead)
+    if len(free) < request.amount:
+        raise _TooFewError(len(free))
+    chosen = list(request.choose(free, claims, request.amount))
+    matching.check_choice(chosen, free, request.amount)
+    return chosen
 
 
 def _owner(claim: Claim, here: Observer) -> Owner:

@@ -56,11 +56,11 @@ def same(claim: Claim, device: Claimable) -> bool:
     return claim.uuid == device.uuid if claim.uuid and device.uuid else claim.token == device.token
 
 
-def check_choice(chosen: Sequence[Claimable], offered: Sequence[Claimable], amount: int, new: Sequence[Claim]) -> None:
+def check_choice(chosen: Sequence[Claimable], offered: Sequence[Claimable], amount: int) -> None:
     """Raise CoordinationError unless a choice, which may be a stranger's, gives no device twice."""
     strange = {id(device) for device in chosen} - {id(device) for device in offered}
     different = {device.uuid or device.token for device in chosen}
-    taken = _Taken(new)
+    taken = _Taken(chosen)
     if strange or not len(different) == len(chosen) == amount or any(map(taken.excludes, chosen)):
         raise CoordinationError(
             f"nothing is granted: the driver must choose {amount} different ones of the free devices, none of them a "
@@ -87,10 +87,10 @@ class _Named:
 
 
 class _Taken:
-    """What a set of claims takes: the same devices, the slices of those, and that of which they are slices."""
+    """What claims, or devices to be claimed, take: the same devices, their slices, and what they are slices of."""
 
-    def __init__(self, claims: Sequence[Claim]) -> None:
-        slices = [claim for claim in claims if "parent_uuid" in claim.details or "parent_token" in claim.details]
+    def __init__(self, claims: Sequence[Claimable]) -> None:
+        slices = [claim for claim in claims if claim.parent_uuid or claim.parent_token]
         self._devices = _Named([(claim.uuid, claim.token) for claim in claims])
         self._parents = _Named([(claim.parent_uuid, claim.parent_token) for claim in slices])
 

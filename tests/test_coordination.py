@@ -344,6 +344,28 @@ def test_choice_of_what_another_one_holds_is_refused(path: str) -> None:
     assert len(ask.held()) == 1
 
 
+def only_the_first(free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
+    if free[0].token != "0":
+        raise NotEnoughDevicesError("only the first will do")
+    return free[:amount]
+
+
+def test_choice_may_refuse_what_is_free(path: str) -> None:
+    claim(path, 1, gpus(1))
+    before = content(path)
+    message = error_of(
+        NotEnoughDevicesError, lambda: Coordination(path, "gpu").claim(gpus(2), 1, me(), choose=only_the_first)
+    )
+    assert (message, content(path)) == ("only the first will do", before)
+
+
+def test_choice_that_refuses_what_is_free_is_asked_again_with_what_the_dead_held(path: str, start: Start) -> None:
+    owner = start(lambda: claim(path, 1, gpus(1)))
+    owner.result()
+    owner.kill()
+    assert tokens(Coordination(path, "gpu").claim(gpus(2), 1, me(), choose=only_the_first)) == ["0"]
+
+
 def test_choice_that_fails_grants_nothing_and_frees_the_lock(path: str) -> None:
     with pytest.raises(ZeroDivisionError):
         Coordination(path, "gpu").claim(gpus(2), 1, me(), choose=lambda free, claims, amount: free[: 1 // 0])

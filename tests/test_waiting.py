@@ -24,7 +24,7 @@ import externalresource
 from externalresource import ledger, lock, waiting
 from externalresource.api import ExternalResourceInfo
 from externalresource.context import RuntimeContext
-from externalresource.coordination import Coordination, identify
+from externalresource.coordination import Claim, Coordination, identify
 from externalresource.errors import CoordinationError, DiscoveryError, NotEnoughDevicesError
 from externalresource.owner import Observer, Owner
 from externalresource.waiting import Place
@@ -536,6 +536,24 @@ def test_place_looks_as_documented(path: str) -> None:
 # Several resources
 
 
+def test_who_waits_for_what_its_choice_refuses_has_a_place_in_the_queue(path: str, start: Start) -> None:
+    will_do = f"{path}-will-do"
+
+    def choose(free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
+        if not os.path.exists(will_do):
+            raise NotEnoughDevicesError("none will do")
+        return free[:amount]
+
+    waiting_one = start(
+        lambda: tokens(Coordination(path, "gpu").claim(gpus(0), 1, identify(os.getpid()), choose=choose, wait=LONG))
+    )
+    wait_until(lambda: places(path))
+    with pytest.raises(NotEnoughDevicesError, match="1 waiting before"):
+        Coordination(path, "gpu").claim(gpus(0), 1, identify(os.getpid()))
+    Path(will_do).touch()
+    assert waiting_one.result() == ["0"]
+
+
 class Pool:
     """A driver of one device, for which it waits; it says what it is about to do."""
 
@@ -566,10 +584,10 @@ class Info:
 def test_two_that_want_the_same_resources_in_opposite_order_both_get_them(path: str, start: Start) -> None:
     a, b = f"{path}-a", f"{path}-b"
 
-    def hold_both(first: str, second: str, after: Callable[[], None]) -> bool:
+    def hold_both(first: str, second: str, after: Callable[[], None]) -> list[str]:
         resources = {"x": (Pool(first, after), 1), "y": (Pool(second, after), 1)}
         with RuntimeContext(resources) as context:  # type: ignore[arg-type] # a list for the set of the protocol
-            return all(map(context.get_external_resource_infos, resources))
+            return [name for name in resources if context.get_external_resource_infos(name)]
 
     def until_the_other_one_has_begun() -> None:
         wait_until(lambda: places(a) or os.path.exists(b))
@@ -577,7 +595,7 @@ def test_two_that_want_the_same_resources_in_opposite_order_both_get_them(path: 
     one = start(lambda: hold_both(a, b, until_the_other_one_has_begun))
     wait_until(lambda: os.path.exists(a))
     other = start(lambda: hold_both(b, a, lambda: None))
-    assert (one.result(), other.result()) == (True, True)
+    assert (one.result(), other.result()) == (["x", "y"], ["x", "y"])
     assert leftovers(a) <= {b, f"{b}.lock"}
 
 
