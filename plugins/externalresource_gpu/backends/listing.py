@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 _UNKNOWN_FIELD = re.compile(r'Field "(?P<field>[^"]*)" is not a valid field to query')
 _NO_DEVICES = "No devices were found"
 _COMPLETE = {0, 14}  # 14 warns of a corrupted infoROM, after the full output
-_WARNING = "WARNING:"
+WARNING = "WARNING:"
+MIG_ENABLED = "Enabled"
 # "GPU1: 0000:02:00.0: reason", "GPU 0000:02:00.0: reason" and "GPU0000:02:00.0: reason", by age of the driver
 _LOST = re.compile(
-    r"Unable to determine the device handle for GPU ?(?:(?P<index>\d+): )?"
+    r"Unable to determine the device handle for GPU ?(?:(?P<index>[0-9]{1,9}): )?"
     r"(?P<bus_id>[\dA-Fa-f]+(?::[\dA-Fa-f.]+)+): (?P<reason>.+)"
 )
+_NUMBER = re.compile(r"[0-9]{1,18}")
 # Texts that say nothing about the GPU's health: what the cell asks for does not exist, here or any more.
 _UNKNOWN = {
     "",
@@ -50,6 +52,11 @@ def is_complete(status: int, output: str) -> bool:
     """Whether the output lists the GPUs: all of them, or all but those that it names as lost."""
     rows, lost = _split(output)
     return bool(rows) and (status in _COMPLETE or bool(lost))
+
+
+def is_answer(status: int, output: str) -> bool:
+    """Whether the output is all that there is to say: of all GPUs, or of all but those that it names as lost."""
+    return status in _COMPLETE or bool(_split(output)[1])
 
 
 def parse(output: str, fields: "Sequence[str]", numa_node: "Callable[[str], int | None]") -> list[Device]:
@@ -90,7 +97,7 @@ def _split(output: str) -> "tuple[list[str], list[_Lost]]":
         if match := _LOST.match(line):
             index, bus_id, reason = match["index"], match["bus_id"], match["reason"]
             lost.append((int(index) if index else None, bus_id, reasons.quote(reason)))
-        elif line and line != _NO_DEVICES and not line.startswith(_WARNING):
+        elif line and line != _NO_DEVICES and not line.startswith(WARNING):
             rows.append(line)
     return rows, lost
 
@@ -104,19 +111,22 @@ def _cells(row: str, fields: "Sequence[str]") -> dict[str, str]:
 
 def _device(row: str, cells: dict[str, str], numa_node: "Callable[[str], int | None]") -> Device:
     bus_id = _known(cells, "pci.bus_id")
-    memory = _known(cells, "memory.total")
     compute_mode = _known(cells, "compute_mode")
+    mig_mode = _known(cells, "mig.mode.current")
     failures = [failure for cell in cells.values() if (failure := _failure(cell))]
     return Device(
-        index=_number(row, cells["index"]),
+        index=_index(row, cells["index"]),
         uuid=_known(cells, "uuid"),
         name=_known(cells, "name"),
-        memory_total=None if memory is None else _number(row, memory),
+        memory_total=_mib(cells, "memory.total", failures),
+        memory_used=_mib(cells, "memory.used", failures),
         pci_bus_id=bus_id and pci.canonical(bus_id),
         compute_mode=compute_mode,
-        mig_mode=_known(cells, "mig.mode.current"),
+        mig_mode=mig_mode,
         numa_node=numa_node(bus_id) if bus_id else None,
-        unusable=reasons.unusable(failures, compute_mode, _known(cells, "gpu_recovery_action")),
+        unusable=reasons.unusable(
+            failures, compute_mode, _known(cells, "gpu_recovery_action"), mig=mig_mode == MIG_ENABLED
+        ),
     )
 
 
@@ -142,10 +152,19 @@ def _failure(cell: str) -> str | None:
     return cell.strip("[]") if cell.startswith("[") and cell not in _UNKNOWN else None
 
 
-def _number(row: str, cell: str) -> int:
-    if not (cell.isascii() and cell.isdigit()):
+def _index(row: str, cell: str) -> int:
+    if not _NUMBER.fullmatch(cell):
         raise _unreadable(row, f"{cell!r} is no number")
     return int(cell)
+
+
+def _mib(cells: dict[str, str], field: str, failures: list[str]) -> int | None:
+    """Return the number in the cell, if there is one; what is neither a number nor `[...]` is one more failure."""
+    cell = _known(cells, field)
+    if cell is None or _NUMBER.fullmatch(cell):
+        return None if cell is None else int(cell)
+    failures.append(f"{field} is {reasons.quote(cell)!r}")
+    return None
 
 
 def _unreadable(row: str, reason: str) -> DiscoveryError:

@@ -1,12 +1,16 @@
 """The GPUs as `nvidia-smi` lists them. This module imports nothing that costs: it runs before all else."""
 
+import time
+
 from externalresource_gpu.backends.query import Query
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from externalresource.errors import DiscoveryError
     from externalresource_gpu.device import Device
+    from externalresource_gpu.topology import Links
 
 #: What is asked, the newest fields first. Temperature, utilization and recovery action are asked for what they tell of
 #: failures: a GPU that "requires reset" says so there, and claims 0 MiB used elsewhere. The name may hold a comma.
@@ -17,6 +21,7 @@ FIELDS = (
     "uuid",
     "pci.bus_id",
     "memory.total",
+    "memory.used",
     "compute_mode",
     "utilization.gpu",
     "temperature.gpu",
@@ -25,10 +30,13 @@ FIELDS = (
 #: The driver that a field came with. One field that nvidia-smi does not know fails the whole query.
 SINCE = {"gpu_recovery_action": 570, "mig.mode.current": 450}
 _USUAL = 450  # of a driver whose version is not known
+_NEEDED = "index"  # without the other fields the GPUs are still known
+_PROCESSES = "--query-compute-apps=gpu_uuid,pid,used_memory"
+_CSV = "--format=csv,noheader,nounits"
 
 
 class NvidiaSmi:
-    """Asks nvidia-smi, in a child process under the deadline."""
+    """Asks nvidia-smi, in child processes under the deadline; all that can be asked at once runs side by side."""
 
     name = "nvidia-smi"
 
@@ -37,23 +45,67 @@ class NvidiaSmi:
         program: str = "nvidia-smi",
         version: str = "/sys/module/nvidia/version",
         bound: str | None = None,
+        *,
+        topology: bool = False,
+        processes: bool = False,
     ) -> None:
         self._program = program
         self._version = version  # the file that holds the driver's version
         self._bound = bound
-        self._asked: tuple[Sequence[str], Query] | None = None
+        self._asks_topology, self._asks_processes = topology, processes
+        self._gpus: tuple[Sequence[str], Query] | None = None
+        self._topology: Query | None = None
+        self._processes: Query | None = None
 
     def start(self) -> None:
-        self._asked = self._ask(_fields(self._version))
+        self._drop()
+        self._gpus = self._ask_gpus(_fields(self._version))
+        if self._asks_topology:
+            self._topology = self._ask("topo", "-m")
+        if self._asks_processes:
+            self._processes = self._ask(_PROCESSES, _CSV)
 
     def devices(self, deadline: float) -> "list[Device]":
-        fields, query = self._asked or self._ask(_fields(self._version))
-        self._asked = None
-        from externalresource_gpu.backends import listing, pci, reasons  # while nvidia-smi runs
+        if self._gpus is None:
+            self.start()
+        try:
+            return self._answer(deadline)
+        except BaseException:
+            self._drop()
+            raise
 
+    def links(self, deadline: float) -> "Links":
+        query, self._topology = self._topology, None
+        if query is None:
+            return {}
+        from externalresource_gpu.backends import topo
+
+        [matrix] = _answers([query], deadline)
+        return topo.parse(matrix) if isinstance(matrix, str) else {}
+
+    def _answer(self, deadline: float) -> "list[Device]":
+        from externalresource_gpu.backends import listing  # while nvidia-smi runs
+
+        found = self._listed(deadline)
+        if any(gpu.mig_mode == listing.MIG_ENABLED for gpu in found):
+            instances, details = _answers([self._ask("-L"), self._ask("-q", "-x")], deadline)
+            from externalresource_gpu.backends import mig_listing
+
+            found = mig_listing.attach(found, instances, details)
+        if self._processes is not None:
+            query, self._processes = self._processes, None
+            from externalresource_gpu.backends import compute_apps
+
+            found = compute_apps.attach(found, *_answers([query], deadline))
+        return found
+
+    def _listed(self, deadline: float) -> "list[Device]":
+        from externalresource_gpu.backends import listing, pci, reasons
+
+        (fields, query), self._gpus = self._gpus or self._ask_gpus(_fields(self._version)), None
         status, out, err = query.answer(deadline)
-        while (unknown := listing.unknown_field(status, out)) in SINCE and unknown in fields:
-            fields, query = self._ask([field for field in fields if field != unknown])
+        while (unknown := listing.unknown_field(status, out)) in fields and unknown != _NEEDED:
+            fields, query = self._ask_gpus([field for field in fields if field != unknown])
             status, out, err = query.answer(deadline)
         if listing.is_empty(status, out):
             return reasons.none_found(self.name, pci.bound(self._bound))
@@ -61,9 +113,51 @@ class NvidiaSmi:
             raise reasons.nvidia_smi_failed(status, out.strip() or err)
         return listing.parse(out, fields, pci.numa_node)
 
-    def _ask(self, fields: "Sequence[str]") -> "tuple[Sequence[str], Query]":
-        argv = [self._program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-        return fields, Query(self.name, argv)
+    def _ask_gpus(self, fields: "Sequence[str]") -> "tuple[Sequence[str], Query]":
+        return fields, self._ask(f"--query-gpu={','.join(fields)}", _CSV)
+
+    def _ask(self, *words: str) -> Query:
+        return Query(self.name, [self._program, *words])
+
+    def _drop(self) -> None:
+        """End what was asked, and is of no use any more."""
+        queries = [self._gpus and self._gpus[1], self._topology, self._processes]
+        self._gpus = self._topology = self._processes = None
+        _end(query for query in queries if query is not None)
+
+
+def _answers(queries: "Sequence[Query]", deadline: float) -> "list[str | DiscoveryError]":
+    """Return what nvidia-smi said in full, or why it did not. Raises DiscoveryError only at the deadline."""
+    waiting = list(queries)
+    try:
+        return [_answer(waiting.pop(0), deadline) for _ in queries]
+    except BaseException:
+        _end(waiting)
+        raise
+
+
+def _answer(query: Query, deadline: float) -> "str | DiscoveryError":
+    from externalresource.errors import DiscoveryError
+    from externalresource_gpu.backends import listing, reasons
+
+    try:
+        status, out, err = query.answer(deadline)
+    except DiscoveryError as error:
+        if time.monotonic() >= deadline:
+            raise
+        return error
+    return out if listing.is_answer(status, out) else reasons.nvidia_smi_failed(status, out.strip() or err)
+
+
+def _end(queries: "Iterable[Query]") -> None:
+    """Kill what still runs: nobody would read it."""
+    from externalresource.errors import DiscoveryError
+
+    for query in queries:
+        try:
+            query.answer(0)
+        except DiscoveryError:
+            continue
 
 
 def _fields(version: str) -> "Sequence[str]":

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NO_PERMISSION, NOT_FOUND, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND = 4, 6, 9, 12
 GPU_IS_LOST, RESET_REQUIRED, BLOCKED, MISMATCH, NO_GPUS, UNKNOWN = 15, 16, 17, 18, 28, 999
+_NOT_INSTALLED = 127  # of the shell in a wrapper around nvidia-smi; no error of NVML has this number
 
 #: The words of nvidia-smi; pynvml has others for some.
 WORDS = {
@@ -50,6 +51,7 @@ _ADVICE = {
     BLOCKED: "the host keeps the GPU from this system: under WSL, update the Windows driver and `wsl --shutdown`",
     MISMATCH: "the driver was updated and the old one still runs: reboot, or stop all GPU work and reload the nvidia "
     "kernel modules; in a container, recreate it",
+    _NOT_INSTALLED: "the NVIDIA driver brings nvidia-smi, into a container with `--gpus`",
     UNKNOWN: f"a container that lost its devices (`systemctl daemon-reload` does that) has to be recreated; on a host, "
     f"{_DRIVER_LOG}",
 }
@@ -72,14 +74,24 @@ def quote(text: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
-def unusable(failures: "Iterable[str]", compute_mode: str | None, recovery_action: str | None = None) -> str | None:
-    """Return why a GPU must not be handed out, if there is a reason. A drain of its links alone is none."""
-    found = list(dict.fromkeys(failures))
+def unusable(
+    failures: "Iterable[str]", compute_mode: str | None, recovery_action: str | None = None, *, mig: bool = False
+) -> str | None:
+    """Return why a GPU must not be handed out, if there is a reason. A drain of its links alone is none.
+
+    With MIG on, a container may use instances of a GPU without being permitted to ask for the GPU's own memory.
+    """
+    found = [failure for failure in dict.fromkeys(failures) if not (mig and failure == WORDS[NO_PERMISSION])]
     if recovery_action and ("Reset" in recovery_action or "Reboot" in recovery_action):
         found.append(f"recovery action is {recovery_action}")
     if compute_mode == "Prohibited":
         found.append("compute mode is Prohibited")
     return ", ".join(found) or None
+
+
+def instances_unlisted(said: object) -> str:
+    """Return why a GPU in MIG mode must not be handed out: nobody knows its instances."""
+    return f"its MIG instances cannot be listed: {quote(str(said))}"
 
 
 def nvidia_smi_failed(status: int, said: str) -> DiscoveryError:
