@@ -1,8 +1,71 @@
 """How the GPUs of a host are connected. Pure: it touches no process and no file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from externalresource_gpu.device import Device
 
 #: The link of two GPUs, the smaller index first, in the words of `nvidia-smi topo -m`: `NV12` is as many NVLinks, then
 #: come PIX (one PCIe bridge), PXB (several), PHB (a host bridge), NODE (one NUMA node) and SYS (between NUMA nodes).
 #: A pair that is missing is unknown.
 Links = Mapping[tuple[int, int], str]
+
+SELF, UNKNOWN = "X", "?"
+# SOC is what drivers before 384 called SYS; PSB is PIX on a board with two GPUs.
+_RANKS = {"SYS": 1, "SOC": 1, "NODE": 2, "PHB": 3, "PXB": 4, "PIX": 5, "PSB": 6}
+_NVLINK = 10  # one NVLink is above every way over PCIe
+_MOST_NVLINKS = 99
+#: The rank of two slices of one GPU: no link is better.
+SAME_GPU = _NVLINK + _MOST_NVLINKS + 1
+
+
+def rank(link: str | None) -> int:
+    """Return how good a link is: the more the better, 0 if it is unknown, at most SAME_GPU for `X`."""
+    if link is None:
+        return 0
+    number = link[2:]
+    if link.startswith("NV") and number.isascii() and number.isdigit():
+        return _NVLINK + int(number[:3]) if 0 < len(number) <= 2 else 0  # noqa: PLR2004 - digits of _MOST_NVLINKS
+    return SAME_GPU if link == SELF else _RANKS.get(link, 0)
+
+
+def link(links: Links, one: int, other: int) -> str | None:
+    """Return the link of two GPUs by index, whichever is first: `X` for a GPU and itself, None if it is unknown."""
+    if one == other:
+        return SELF
+    return links.get((one, other) if one < other else (other, one))
+
+
+def inferred(devices: "Sequence[Device]") -> Links:
+    """Return what NUMA nodes tell of the links, where nothing else does: NODE within one, SYS between two."""
+    return _Inferred({device.index: device.numa_node for device in devices if device.numa_node is not None})
+
+
+def matrix(links: Links, devices: "Sequence[Device]") -> list[list[str]]:
+    """Return the links of each device to each, in their order, as `nvidia-smi topo -m`: `X` for itself, `?` unknown."""
+    return [[link(links, one.index, other.index) or UNKNOWN for other in devices] for one in devices]
+
+
+class _Inferred(Mapping[tuple[int, int], str]):
+    """Links that are looked up in the NUMA nodes: writing down all of 1,024 GPUs would take half a second."""
+
+    __slots__ = ("nodes",)
+
+    def __init__(self, nodes: dict[int, int]) -> None:
+        self.nodes = nodes
+
+    def __getitem__(self, pair: tuple[int, int]) -> str:
+        one, other = pair
+        if one >= other:
+            raise KeyError(pair)
+        return "NODE" if self.nodes[one] == self.nodes[other] else "SYS"
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        indices = sorted(self.nodes)
+        return ((one, other) for place, one in enumerate(indices) for other in indices[place + 1 :])
+
+    def __len__(self) -> int:
+        return len(self.nodes) * (len(self.nodes) - 1) // 2

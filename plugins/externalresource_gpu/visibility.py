@@ -1,0 +1,152 @@
+"""What CUDA shows to a process under a CUDA_VISIBLE_DEVICES. Pure: it touches no process and no environment.
+
+The grammar is that of the CUDA Programming Guide and, where that is silent, what PyTorch and nvitop agree on.
+
+An index means what nvidia-smi prints, gaps included: whoever set the mask (a scheduler, a person) read it there. CUDA
+itself counts the GPUs that it can see, so that behind a lost GPU its numbers are lower: `ambiguity` says when that, or
+its order by speed, makes a mask mean something else to CUDA than to us.
+"""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from externalresource_gpu.device import Device
+
+    #: A device by one entry of the mask; None if there is none, or more than one.
+    _Find = Callable[[str], Device | None]
+
+PCI_ORDER = "PCI_BUS_ID"
+_BLANKS = " \t\n\v\f\r"  # those of C; str.strip() knows more
+_DIGITS = "0123456789"
+
+
+def visible(mask: str | None, devices: "Sequence[Device]") -> "list[Device]":
+    """Return what a process with this mask sees, in CUDA's order; unusable devices, too, each with its reason.
+
+    `devices` are the host's GPUs with their instances. No mask (None) shows all: each GPU, or its instances if MIG is
+    on. A mask shows either GPUs or one MIG instance, as CUDA does; an instance stands for its GPU if that is named.
+    """
+    if mask is None:
+        return [shown for gpu in devices for shown in _shown(gpu)]
+    if mask.startswith("GPU-"):
+        found = _by_uuid(mask.split(","), devices)
+    elif mask.startswith("MIG-"):
+        found = _by_instance(mask.split(","), devices)
+    else:
+        found = _by_index(mask.split(","), devices)
+    return _as_cuda_shows(found)
+
+
+def ordinal(device: "Device", shown: "Sequence[Device]") -> int | None:
+    """Return by which number CUDA knows a device in a process that sees `shown`; None if it does not show it.
+
+    A process with a MIG instance sees that one only: among several things with an instance, none has a number.
+    """
+    if len(shown) > 1 and any(_is_instance(one) for one in shown):
+        return None
+    return shown.index(device) if device in shown else None
+
+
+def names_indices(mask: str | None) -> bool:
+    """Return whether the mask names GPUs by index."""
+    return mask is not None and bool(_number(mask.partition(",")[0]))
+
+
+def ambiguity(
+    mask: str | None, devices: "Sequence[Device]", order: str | None, *, relative: bool = False
+) -> str | None:
+    """Return why the mask may mean other GPUs to CUDA than to nvidia-smi; None if it means the same.
+
+    `order` is CUDA_DEVICE_ORDER. With `relative` the question is that of ordinals: no mask is one by index, too.
+    """
+    if not (names_indices(mask) or (relative and mask is None)):
+        return None
+    if order != PCI_ORDER and len({gpu.name for gpu in devices}) > 1:
+        return (
+            f"CUDA_DEVICE_ORDER is not {PCI_ORDER}: CUDA counts the fastest GPU first, nvidia-smi by bus id, and these "
+            "are of several kinds"
+        )
+    missing = _missing(devices)
+    if missing:
+        gpus = ", ".join(map(str, missing))
+        return f"GPU {gpus} cannot be seen: CUDA counts without it, nvidia-smi with it"
+    return None
+
+
+def _missing(devices: "Sequence[Device]") -> list[int]:
+    """Return the indices below the last one seen that CUDA cannot count: gaps, and GPUs too lost to tell their UUID."""
+    seen = {gpu.index for gpu in devices if gpu.uuid is not None or gpu.unusable is None}
+    return sorted(set(range(max(seen, default=0))) - seen)
+
+
+def _shown(gpu: "Device") -> "Sequence[Device]":
+    return gpu.instances if gpu.mig_mode == "Enabled" else (gpu,)
+
+
+def _is_instance(device: "Device") -> bool:
+    return device.mig_index is not None
+
+
+def _as_cuda_shows(found: "Iterable[Device]") -> "list[Device]":
+    """Return the GPUs; but the first MIG instance alone, if there is one among them."""
+    shown = [device for named in found for device in ((named,) if _is_instance(named) else _shown(named))]
+    return next(([device] for device in shown if _is_instance(device)), shown)
+
+
+def _by_uuid(entries: "Sequence[str]", devices: "Sequence[Device]") -> "list[Device]":
+    def find(prefix: str) -> "Device | None":
+        named = [gpu for gpu in devices if gpu.uuid is not None and gpu.uuid.startswith(prefix)]
+        return named[0] if len(named) == 1 else None
+
+    return _listed([entry if entry.startswith("GPU-") else None for entry in entries], find)
+
+
+def _by_instance(entries: "Sequence[str]", devices: "Sequence[Device]") -> "list[Device]":
+    instances = {name: instance for gpu in devices for instance in gpu.instances for name in _names(instance)}
+    return _listed([entry if entry.startswith("MIG-") else None for entry in entries], instances.get)[:1]
+
+
+def _names(instance: "Device") -> "list[str]":
+    """Return what the mask may call an instance: the form of today, and that of drivers before 470."""
+    old = f"MIG-{instance.parent_uuid}/{instance.gpu_instance}/{instance.compute_instance}"
+    return [old] if instance.uuid is None else [old, instance.uuid]
+
+
+def _by_index(entries: "Sequence[str]", devices: "Sequence[Device]") -> "list[Device]":
+    gpus = {str(gpu.index): gpu for gpu in devices}
+    last = max((gpu.index for gpu in devices), default=-1)
+    gaps = {str(index) for index in range(last)} - gpus.keys()
+    return _listed([_number(entry) for entry in entries], gpus.get, gaps)
+
+
+def _listed(entries: "Sequence[str | None]", find: "_Find", skipped: "Iterable[str]" = ()) -> "list[Device]":
+    """Return what the entries name, up to the first that names nothing; nothing at all if one is named twice."""
+    end = entries.index(None) if None in entries else len(entries)
+    read = [entry for entry in entries[:end] if entry is not None]
+    if len(set(read)) < len(read):
+        return []
+    found: list[Device] = []
+    for entry in read:
+        if entry in skipped:
+            continue
+        device = find(entry)
+        if device is None:
+            break
+        if device in found:
+            return []
+        found.append(device)
+    return found
+
+
+def _number(entry: str) -> str | None:
+    """Return the number that the entry begins with, as strtoul reads it, without leading zeros; None if there is none.
+
+    It stays text: a mask may hold more digits than int() takes.
+    """
+    text = entry.lstrip(_BLANKS)
+    sign = text[:1] if text[:1] in ("+", "-") else ""
+    rest = text[len(sign) :]
+    digits = rest[: len(rest) - len(rest.lstrip(_DIGITS))]
+    number = digits.lstrip("0") or digits[:1]
+    return None if not number or (sign == "-" and number != "0") else number
