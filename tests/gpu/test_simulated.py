@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from externalresource.errors import ConfigurationError, DiscoveryError
-from externalresource_gpu.backends import NAMES, create, machines
+from externalresource_gpu.backends import NAMES, create, machines, simulated_machine
 from externalresource_gpu.device import Device
 
 UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -21,6 +21,11 @@ def simulated(what: str) -> list[Device]:
     backend = create("simulated", what)
     backend.start()
     return backend.devices(time.monotonic())
+
+
+def gpus(machine: str) -> tuple[Device, ...]:
+    """Return the GPUs of a machine, whatever its driver does."""
+    return simulated_machine.read(machines.path(machine), machine).devices
 
 
 @pytest.fixture
@@ -69,7 +74,7 @@ def test_half_of_a_number_is_on_each_numa_node() -> None:
 def test_what_is_no_number_is_an_error_that_names_what_is_allowed(what: str) -> None:
     with pytest.raises(ConfigurationError) as error:
         create("simulated", what)
-    assert f"a number of GPUs from 0 to {machines.MOST}, a machine (dgx-1, dgx-a100, " in str(error.value)
+    assert f"a number of GPUs from 0 to {machines.MOST}, a machine (a100-mig, " in str(error.value)
     assert f"not {what!r}" in str(error.value)
 
 
@@ -101,9 +106,9 @@ def test_machine_has_its_boards(machine: str, boards: dict[str, int]) -> None:
     assert [device.index for device in devices] == list(range(len(devices)))
 
 
-@pytest.mark.parametrize("machine", machines.MACHINES)
+@pytest.mark.parametrize("machine", machines.names())
 def test_machine_is_plausible(machine: str) -> None:
-    devices = simulated(machine)
+    devices = gpus(machine)
     buses = [device.pci_bus_id or "" for device in devices]
     assert all(BUS_ID.fullmatch(bus) for bus in buses)
     assert buses == sorted(set(buses))
@@ -111,7 +116,8 @@ def test_machine_is_plausible(machine: str) -> None:
 
 
 def test_no_uuid_is_on_two_simulated_machines() -> None:
-    uuids = [device.uuid for machine in [*machines.MACHINES, "64"] for device in simulated(machine)]
+    devices = [*simulated("64"), *(gpu for machine in machines.names() for gpu in gpus(machine))]
+    uuids = [device.uuid for device in devices]
     assert len(uuids) == len(set(uuids))
     assert all((uuid or "").startswith("GPU-5100") for uuid in uuids)
 
@@ -158,6 +164,7 @@ gpus:
     uuid: GPU-1
     name: NVIDIA A100-SXM4-40GB
     memory_total: 40960
+    memory_used: 7
     pci_bus_id: 00000000:10:00.0
     compute_mode: Exclusive_Process
     mig_mode: Disabled
@@ -167,7 +174,17 @@ gpus:
     unusable: GPU is lost
 """)
     assert simulated(path) == [
-        Device(0, "GPU-1", "NVIDIA A100-SXM4-40GB", 40960, "00000000:10:00.0", "Exclusive_Process", "Disabled", 1),
+        Device(
+            index=0,
+            uuid="GPU-1",
+            name="NVIDIA A100-SXM4-40GB",
+            memory_total=40960,
+            memory_used=7,
+            pci_bus_id="00000000:10:00.0",
+            compute_mode="Exclusive_Process",
+            mig_mode="Disabled",
+            numa_node=1,
+        ),
         Device(2, "GPU-2", unusable="GPU is lost"),
     ]
 
@@ -207,7 +224,7 @@ def test_existing_file_needs_no_ending(tmp_path: Path, monkeypatch: pytest.Monke
     ("text", "line", "reason"),
     [
         ("gpus:\n- memori_total: 1", 2, "'memori_total' is none of index, uuid, .*, did you mean 'memory_total'"),
-        ("gpu: []", 1, "'gpu' is none of gpus, did you mean 'gpus'"),
+        ("gpu: []", 1, "'gpu' is none of gpus, .*, did you mean 'gpus'"),
         ("gpus:\n- index: 1\n  index: 2", 3, "'index' is given twice"),
         ("gpus:\n- memory_total: 40 GiB", 2, "memory_total must be a number from 0 on, not '40 GiB'"),
         ("gpus:\n- index: -1", 2, "index must be a number from 0 on, not '-1'"),

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from externalresource_gpu.device import Device
     from externalresource_gpu.topology import Links
 
+_DIGITS = 9  # int() refuses very long ones with an error of its own
+
 
 class Simulated:
     """Answers with the GPUs of a number, a machine or a file. ConfigurationError if it is none of them."""
@@ -20,11 +22,8 @@ class Simulated:
     name = "simulated"
 
     def __init__(self, what: str | None, *, topology: bool = False, processes: bool = False) -> None:
+        self._number, self._path, self._seed = _meant(what or "")
         self._topology, self._processes = topology, processes
-        self._number: int | None = None
-        self._path = self._seed = what or ""
-        if not _is_path(self._seed):
-            self._take(self._seed)
         self._begun: tuple[Machine, Query | None] | None = None
         self._links: Links = {}
 
@@ -47,24 +46,10 @@ class Simulated:
     def links(self, deadline: float) -> "Links":  # noqa: ARG002 - they are known with the devices
         return dict(self._links)
 
-    def _take(self, what: str) -> None:
-        """Find out what is meant; a number or a machine goes before a file of that name."""
-        if what.isascii() and what.isdigit() and int(what[:9]) <= machines.MOST:
-            self._number = int(what)
-        elif what and os.path.isfile(machines.path(what)):
-            self._path, self._seed = machines.path(what), what
-        elif not os.path.isfile(what):
-            known = machines.names()
-            raise ConfigurationError(
-                f"--simulate must be a number of GPUs from 0 to {machines.MOST}, a machine ({', '.join(known)}) or a "
-                f"YAML file (a path with a slash, or ending in .yaml), not {what!r}{did_you_mean(what, known)}"
-            )
-
     def _begin(self) -> "tuple[Machine, Query | None]":
         from externalresource_gpu.backends import simulated_machine
 
-        seed = self._seed if self._seed != self._path else os.path.realpath(self._path)
-        machine = simulated_machine.read(self._path, seed)
+        machine = simulated_machine.read(self._path, self._seed)
         return machine, machine.driver.ask()
 
     def _ask(self, deadline: float) -> "list[Device]":
@@ -77,5 +62,21 @@ class Simulated:
         return list(machine.devices)
 
 
-def _is_path(what: str) -> bool:
-    return "/" in what or what.endswith((".yaml", ".yml"))
+def _meant(what: str) -> tuple[int | None, str, str]:
+    """Return the number, or None, a file and what to make its UUIDs up from.
+
+    A number or a machine goes before a file of that name in the current folder.
+    """
+    if "/" in what or what.endswith((".yaml", ".yml")):
+        return None, what, os.path.realpath(what)
+    if what.isascii() and what.isdigit() and len(what) <= _DIGITS and int(what) <= machines.MOST:
+        return int(what), "", ""
+    if what and os.path.isfile(machines.path(what)):
+        return None, machines.path(what), what
+    if os.path.isfile(what):
+        return None, what, os.path.realpath(what)
+    known = machines.names()
+    raise ConfigurationError(
+        f"--simulate must be a number of GPUs from 0 to {machines.MOST}, a machine ({', '.join(known)}) or a "
+        f"YAML file (a path with a slash, or ending in .yaml), not {what!r}{did_you_mean(what, known)}"
+    )

@@ -1,101 +1,87 @@
-"""A YAML file that describes simulated GPUs.
-
-    gpus:
-      - name: Tesla T4
-        memory_total: 15360
-      - index: 2
-        unusable: GPU is lost
-
-Each has the fields of Device, all optional: the index counts from 0, the UUID is made up, what is left out is unknown.
-"""
-
-import os
+"""A YAML file whose values know their lines, so that each mistake is named with its place."""
 
 import yaml
 
 from externalresource.errors import DiscoveryError, did_you_mean
-from externalresource_gpu.backends import listing, machines, reasons
-from externalresource_gpu.device import Device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_FIELDS = tuple(Device.__dataclass_fields__)
-_NUMBERS = ("index", "memory_total", "numa_node")
-_WORDS = {
-    "compute_mode": ("Default", "Exclusive_Thread", "Exclusive_Process", "Prohibited"),
-    "mig_mode": ("Enabled", "Disabled"),
-}
+
+class Entry:
+    """One value of a file. What is wrong with it is a DiscoveryError with file, line and what is allowed."""
+
+    def __init__(self, path: str, node: yaml.Node) -> None:
+        self._path = path
+        self._node = node
+
+    def fields(self, allowed: "Iterable[str]") -> "dict[str, Entry]":
+        """Return the values of a mapping that has only these keys, each at most once."""
+        allowed = list(allowed)
+        if not isinstance(self._node, yaml.MappingNode):
+            raise self.wrong(f"must be a mapping with {', '.join(allowed)}")
+        found: dict[str, Entry] = {}
+        for node, value in self._node.value:
+            key = Entry(self._path, node)
+            name = str(node.value)
+            if name not in allowed:
+                raise key.wrong(f"{name!r} is none of {', '.join(allowed)}{did_you_mean(name, allowed)}")
+            if name in found:
+                raise key.wrong(f"{name!r} is given twice")
+            found[name] = Entry(self._path, value)
+        return found
+
+    def items(self, key: str) -> "list[Entry]":
+        """Return the items of a list."""
+        if not isinstance(self._node, yaml.SequenceNode):
+            raise self.wrong(f"`{key}:` must be a list of mappings")
+        return [Entry(self._path, node) for node in self._node.value]
+
+    @property
+    def scalar(self) -> str | None:
+        """The text of a value that is neither a list nor a mapping."""
+        return str(self._node.value) if isinstance(self._node, yaml.ScalarNode) else None
+
+    def number(self, key: str, first: int = 0, last: int | None = None) -> int:
+        text = self.scalar
+        if text and text.isascii() and text.isdigit() and len(text) < 16:  # noqa: SIM102, PLR2004 - int() is bounded
+            if first <= int(text) and (last is None or int(text) <= last):
+                return int(text)
+        upper = "on" if last is None else f"to {last}"
+        raise self.wrong(f"{key} must be a number from {first} {upper}, not {self.shown}")
+
+    def word(self, key: str, allowed: "Iterable[str]") -> str:
+        """Return the text, which is one of these."""
+        allowed = list(allowed)
+        if self.scalar not in allowed:
+            near = did_you_mean(self.scalar or "", allowed)
+            raise self.wrong(f"{key} must be {' or '.join(allowed)}, not {self.shown}{near}")
+        return self.scalar
+
+    def text(self, key: str) -> str:
+        """Return the text, which is not empty."""
+        if not self.scalar:
+            raise self.wrong(f"{key} must be a text, not {self.shown}")
+        return self.scalar
+
+    @property
+    def shown(self) -> str:
+        """The value for an error message."""
+        return "a list or a mapping" if self.scalar is None else repr(self.scalar)
+
+    def wrong(self, reason: str) -> DiscoveryError:
+        return DiscoveryError(f"{self._path}:{self._node.start_mark.line + 1}: {reason}")
 
 
-def read(path: str) -> list[Device]:
-    """Return the GPUs of the file. DiscoveryError names the file, the line and what is allowed there."""
+def load(path: str) -> Entry | None:
+    """Return what the file holds; None if it is empty. DiscoveryError if it cannot be read, or is no YAML."""
     try:
         with open(path, encoding="utf-8") as file:
             # Nodes, not values: they know their lines, and YAML takes the bus id 00000000:10:00.0 for a number.
-            document = yaml.compose(file, Loader=yaml.BaseLoader)
+            node = yaml.compose(file, Loader=yaml.BaseLoader)
     except OSError as error:
         raise DiscoveryError(f"{path} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise DiscoveryError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    return listing.unique(path, (_device(path, index, node) for index, node in enumerate(_gpus(path, document))))
-
-
-def _gpus(path: str, document: yaml.Node | None) -> list[yaml.Node]:
-    if document is None:
-        raise DiscoveryError(f"{path} is empty: it must have a list `gpus:`")
-    listed = _mapping(path, document, ["gpus"]).get("gpus")
-    if not isinstance(listed, yaml.SequenceNode):
-        raise _wrong(path, listed or document, "`gpus:` must be a list of mappings")
-    return list(listed.value)
-
-
-def _mapping(path: str, node: yaml.Node, allowed: "Iterable[str]") -> dict[str, yaml.Node]:
-    if not isinstance(node, yaml.MappingNode):
-        raise _wrong(path, node, f"must be a mapping with {', '.join(allowed)}")
-    found: dict[str, yaml.Node] = {}
-    for key, value in node.value:
-        if key.value not in allowed:
-            near = did_you_mean(str(key.value), allowed)
-            raise _wrong(path, key, f"{key.value!r} is none of {', '.join(allowed)}{near}")
-        if key.value in found:
-            raise _wrong(path, key, f"{key.value!r} is given twice")
-        found[key.value] = value
-    return found
-
-
-def _device(path: str, position: int, node: yaml.Node) -> Device:
-    given = _mapping(path, node, _FIELDS)
-    numbers = {key: _number(path, key, value) for key, value in given.items() if key in _NUMBERS}
-    words = {key: _word(path, key, value) for key, value in given.items() if key not in _NUMBERS}
-    index = numbers.get("index", position)
-    compute_mode = words.get("compute_mode")
-    return Device(
-        index=index,
-        uuid=words.get("uuid", machines.uuid(os.path.realpath(path), index)),
-        name=words.get("name"),
-        memory_total=numbers.get("memory_total"),
-        pci_bus_id=words.get("pci_bus_id"),
-        compute_mode=compute_mode,
-        mig_mode=words.get("mig_mode"),
-        numa_node=numbers.get("numa_node"),
-        unusable=words.get("unusable", reasons.unusable([], compute_mode)),
-    )
-
-
-def _number(path: str, key: str, node: yaml.Node) -> int:
-    if not (isinstance(node, yaml.ScalarNode) and node.value.isascii() and node.value.isdigit()):
-        raise _wrong(path, node, f"{key} must be a number from 0 on, not {node.value!r}")
-    return int(node.value)
-
-
-def _word(path: str, key: str, node: yaml.Node) -> str:
-    allowed = _WORDS.get(key)
-    if not isinstance(node, yaml.ScalarNode) or not node.value or (allowed and node.value not in allowed):
-        raise _wrong(path, node, f"{key} must be {' or '.join(allowed or ['a text'])}, not {node.value!r}")
-    return str(node.value)
-
-
-def _wrong(path: str, node: yaml.Node, reason: str) -> DiscoveryError:
-    return DiscoveryError(f"{path}:{node.start_mark.line + 1}: {reason}")
+    return None if node is None else Entry(path, node)

@@ -1,0 +1,240 @@
+"""A machine as a YAML file describes it: docs/simulate.md has the format, ../machines/ has examples."""
+
+import re
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from externalresource.errors import DiscoveryError
+from externalresource_gpu.backends import machines, pci, reasons, simulated_file
+from externalresource_gpu.backends.simulated_driver import SIGNALS, Driver
+from externalresource_gpu.device import Device, Process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from externalresource_gpu.backends.simulated_file import Entry
+    from externalresource_gpu.topology import Links
+
+_SECTIONS = ("gpus", "each", "links", "driver")
+_OWN = ("index", "uuid", "pci_bus_id")
+_SHARED = (
+    "name",
+    "memory_total",
+    "memory_used",
+    "compute_mode",
+    "mig_mode",
+    "numa_node",
+    "unusable",
+    "processes",
+    "instances",
+)
+_INSTANCE = (
+    "profile",
+    "uuid",
+    "mig_index",
+    "gpu_instance",
+    "compute_instance",
+    "memory_total",
+    "memory_used",
+    "unusable",
+)
+_PROCESS = ("pid", "memory")
+_DRIVER = ("fails", "says", "crashes", "slow")
+_COMPUTE_MODES = ("Default", "Exclusive_Thread", "Exclusive_Process", "Prohibited")
+_MIG_MODES = ("Enabled", "Disabled")
+_BUS_ID = re.compile(r"([0-9A-Fa-f]{4}){1,2}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
+_PROFILE = re.compile(r"(\dc\.)?\dg\.\d+gb([+-][\w.]+)*", re.ASCII)
+_LEVEL = re.compile(r"NV[1-9]\d?|PSB|PIX|PXB|PHB|NODE|SYS|SOC", re.ASCII)  # two of them are those of old drivers
+_LEVELS = "NV1, NV2, ... (so many NVLinks), PIX, PXB, PHB, NODE or SYS"
+_SECONDS = re.compile(r"\d{1,5}(\.\d{1,3})?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a file describes."""
+
+    devices: "tuple[Device, ...]"
+    links: "Links"
+    driver: Driver
+
+
+def read(path: str, seed: str) -> Machine:
+    """Return the machine of a file; `seed` is what UUIDs are made up from.
+
+    DiscoveryError names the file, the line and what is allowed there.
+    """
+    document = simulated_file.load(path)
+    if document is None:
+        raise DiscoveryError(f"{path} is empty: it must have a list `gpus:`")
+    sections = document.fields(_SECTIONS)
+    each = sections["each"].fields(_SHARED) if "each" in sections else {}
+    devices = _gpus(sections.get("gpus", document).items("gpus"), each, seed)
+    return Machine(
+        devices=devices,
+        links=_links(sections["links"], [device.index for device in devices]) if "links" in sections else {},
+        driver=_driver(sections["driver"]) if "driver" in sections else Driver(),
+    )
+
+
+def _gpus(entries: "Sequence[Entry]", each: "Mapping[str, Entry]", seed: str) -> tuple[Device, ...]:
+    found: dict[int, Device] = {}
+    uuids: set[str | None] = set()
+    for position, entry in enumerate(entries):
+        device = _gpu(position, {**each, **entry.fields((*_OWN, *_SHARED))}, seed)
+        if device.index in found:
+            raise entry.wrong(f"two GPUs have the index {device.index}")
+        for known in (device, *device.instances):
+            if known.uuid in uuids:
+                what = "GPUs" if known is device else "MIG instances"
+                raise entry.wrong(f"two {what} have the UUID {known.uuid}")
+            uuids.add(known.uuid)
+        found[device.index] = device
+    return tuple(found[index] for index in sorted(found))
+
+
+def _gpu(position: int, given: "Mapping[str, Entry]", seed: str) -> Device:
+    index = _number(given, "index")
+    index = position if index is None else index
+    compute_mode = given["compute_mode"].word("compute_mode", _COMPUTE_MODES) if "compute_mode" in given else None
+    device = Device(
+        index=index,
+        uuid=_text(given, "uuid") or machines.uuid(seed, index),
+        name=_text(given, "name"),
+        memory_total=_number(given, "memory_total"),
+        memory_used=_number(given, "memory_used"),
+        pci_bus_id=_bus_id(given["pci_bus_id"]) if "pci_bus_id" in given else None,
+        compute_mode=compute_mode,
+        mig_mode=given["mig_mode"].word("mig_mode", _MIG_MODES) if "mig_mode" in given else None,
+        numa_node=_number(given, "numa_node"),
+        unusable=_text(given, "unusable") or reasons.unusable([], compute_mode),
+        processes=_processes(given["processes"]) if "processes" in given else None,
+    )
+    if "instances" not in given:
+        return device
+    return replace(device, instances=_instances(device, given["instances"], seed))
+
+
+def _instances(gpu: Device, listed: "Entry", seed: str) -> tuple[Device, ...]:
+    entries = listed.items("instances")
+    if entries and gpu.mig_mode != "Enabled":
+        raise listed.wrong(f"GPU {gpu.index} has instances, which needs `mig_mode: Enabled`")
+    found: dict[int, Device] = {}
+    places: set[tuple[int | None, int | None]] = set()
+    for position, entry in enumerate(entries):
+        number, instance = _instance(gpu, position, entry, seed)
+        place = instance.gpu_instance, instance.compute_instance
+        if number in found:
+            raise entry.wrong(f"two MIG instances of GPU {gpu.index} have the mig_index {number}")
+        if None not in place and place in places:
+            raise entry.wrong(f"two MIG instances of GPU {gpu.index} are {place[0]}/{place[1]}")
+        places.add(place)
+        found[number] = instance
+    return tuple(found[number] for number in sorted(found))
+
+
+def _instance(gpu: Device, position: int, entry: "Entry", seed: str) -> tuple[int, Device]:
+    given = entry.fields(_INSTANCE)
+    number = _number(given, "mig_index")
+    number = position if number is None else number
+    profile = None
+    if "profile" in given:
+        profile = _matching(given["profile"], "profile", _PROFILE, "like 3g.20gb or 1c.3g.20gb")
+    uuid = _text(given, "uuid") or machines.instance_uuid(seed, gpu.index, number)
+    if not uuid.startswith("MIG-"):
+        raise given["uuid"].wrong(f"uuid of a MIG instance must begin with MIG-, not {given['uuid'].shown}")
+    return number, Device(
+        index=gpu.index,
+        uuid=uuid,
+        name=gpu.name and f"{gpu.name} MIG {profile or ''}".rstrip(),
+        memory_total=_number(given, "memory_total"),
+        memory_used=_number(given, "memory_used"),
+        pci_bus_id=gpu.pci_bus_id,
+        numa_node=gpu.numa_node,
+        unusable=_text(given, "unusable"),
+        mig_profile=profile,
+        mig_index=number,
+        gpu_instance=_number(given, "gpu_instance"),
+        compute_instance=_number(given, "compute_instance"),
+        parent_uuid=gpu.uuid,
+    )
+
+
+def _processes(listed: "Entry") -> tuple[Process, ...]:
+    given = [entry.fields(_PROCESS) | {"": entry} for entry in listed.items("processes")]
+    for process in given:
+        if "pid" not in process:
+            raise process[""].wrong("a process must have a pid")
+    return tuple(Process(process["pid"].number("pid", first=1), _number(process, "memory")) for process in given)
+
+
+def _links(entry: "Entry", indices: "Sequence[int]") -> "Links":
+    """Return the links of a matrix, whose rows are named; or the one that all pairs have."""
+    if entry.scalar is not None:
+        level = _level(entry, entry.scalar)
+        return dict.fromkeys(combinations(indices, 2), level)
+    rows = entry.fields([f"GPU{index}" for index in indices])
+    columns = [int(name.removeprefix("GPU")) for name in rows]
+    links: dict[tuple[int, int], str] = {}
+    seen: dict[tuple[int, int], str] = {}
+    for index, row in zip(columns, rows.values(), strict=True):
+        for other, cell in zip(columns, _cells(row, index, columns), strict=True):
+            pair = min(index, other), max(index, other)
+            if seen.setdefault(pair, cell) != cell:
+                raise row.wrong(f"GPU{index} to GPU{other} is {cell} here, and {seen[pair]} the other way round")
+            if index != other and cell != "?":
+                links[pair] = _level(row, cell)
+    return links
+
+
+def _cells(row: "Entry", index: int, columns: "Sequence[int]") -> list[str]:
+    cells = (row.scalar or "").split()
+    if len(cells) != len(columns):
+        raise row.wrong(f"GPU{index} must have {len(columns)} links, one for each row, not {len(cells)}")
+    if [other for other, cell in zip(columns, cells, strict=True) if cell == "X"] != [index]:
+        raise row.wrong(f"GPU{index} must have X, the link to itself, in column {columns.index(index) + 1} alone")
+    return cells
+
+
+def _level(entry: "Entry", word: str) -> str:
+    if not _LEVEL.fullmatch(word):
+        raise entry.wrong(f"a link must be {_LEVELS}, not {word!r}; `?` in a matrix is an unknown one")
+    return word
+
+
+def _driver(entry: "Entry") -> Driver:
+    if entry.scalar is not None:
+        word = entry.word("driver", ["healthy", "hangs", "crashes"])
+        return {"healthy": Driver(), "hangs": Driver(seconds=None), "crashes": Driver(signal=SIGNALS["SIGSEGV"])}[word]
+    given = entry.fields(_DRIVER)
+    if "says" in given and "fails" not in given:
+        raise given["says"].wrong("`says` needs `fails`, the exit status that comes with it")
+    if "crashes" in given and "fails" in given:
+        raise given["crashes"].wrong("a driver crashes or fails, not both")
+    status = given["fails"].number("fails", 1, 255) if "fails" in given else 0
+    code = reasons.UNKNOWN if status == 255 else status  # noqa: PLR2004 - for what does not fit a byte
+    usual = f"Failed to initialize NVML: {reasons.words(code)}" if status else ""
+    return Driver(
+        seconds=float(_matching(given["slow"], "slow", _SECONDS, "seconds, like 2.5")) if "slow" in given else 0.0,
+        signal=SIGNALS[given["crashes"].word("crashes", SIGNALS)] if "crashes" in given else 0,
+        status=status,
+        says=_text(given, "says") or usual,
+    )
+
+
+def _bus_id(entry: "Entry") -> str:
+    return pci.canonical(_matching(entry, "pci_bus_id", _BUS_ID, "like 00000000:1B:00.0"))
+
+
+def _matching(entry: "Entry", key: str, pattern: "re.Pattern[str]", example: str) -> str:
+    if not pattern.fullmatch(entry.scalar or ""):
+        raise entry.wrong(f"{key} must be {example}, not {entry.shown}")
+    return entry.scalar or ""
+
+
+def _number(given: "Mapping[str, Entry]", key: str) -> int | None:
+    return given[key].number(key) if key in given else None
+
+
+def _text(given: "Mapping[str, Entry]", key: str) -> str | None:
+    return given[key].text(key) if key in given else None
