@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 NAMES = ("auto", "nvml", "nvidia-smi", "simulated")
 
 
-def create(
-    name: str, simulate: "str | None" = None, *, topology: bool = False, processes: bool = False
-) -> "Backend":
+def create(name: str, simulate: "str | None" = None, *, topology: bool = False, processes: bool = False) -> "Backend":
     """Return the backend `name`; `simulate` (a number of GPUs, a machine or a YAML file) implies `simulated`.
 
     `topology` and `processes` ask for more, which takes longer: the links between GPUs, and what computes on each.
@@ -46,19 +44,19 @@ def create(
     if simulate is not None or name == "simulated":
         from externalresource_gpu.backends.simulated import Simulated
 
-        return Simulated(simulate)
+        return Simulated(simulate, topology=topology, processes=processes)
     if name == "nvidia-smi":
         from externalresource_gpu.backends.nvidia_smi import NvidiaSmi
 
-        return NvidiaSmi()
+        return NvidiaSmi(topology=topology, processes=processes)
     if name == "nvml":
         from externalresource_gpu.backends.nvml import Nvml
 
-        return Nvml()
+        return Nvml(topology=topology, processes=processes)
     if name == "auto":
         from externalresource_gpu.backends.auto import Auto
 
-        return Auto()
+        return Auto(topology=topology, processes=processes)
     from externalresource.errors import ConfigurationError, did_you_mean
 
     raise ConfigurationError(f"backend must be one of {', '.join(NAMES)}, not {name!r}{did_you_mean(name, NAMES)}")

@@ -11,14 +11,21 @@ if TYPE_CHECKING:
 
     from externalresource_gpu.backends import Backend
     from externalresource_gpu.device import Device
+    from externalresource_gpu.topology import Links
 
 
 class Auto:
     """Asks one backend after the other; `name` is the one that answered."""
 
-    def __init__(self, backends: "Sequence[Backend] | None" = None) -> None:
+    def __init__(
+        self, backends: "Sequence[Backend] | None" = None, *, topology: bool = False, processes: bool = False
+    ) -> None:
         self.name = "auto"
-        self._backends: Sequence[Backend] = (Nvml(), NvidiaSmi()) if backends is None else backends
+        self._answered: Backend | None = None
+        self._backends: Sequence[Backend] = backends or (
+            Nvml(topology=topology, processes=processes),
+            NvidiaSmi(topology=topology, processes=processes),
+        )
 
     def start(self) -> None:
         self._backends[0].start()
@@ -26,6 +33,7 @@ class Auto:
     def devices(self, deadline: float) -> "list[Device]":
         from externalresource.errors import DiscoveryError
 
+        self.name, self._answered = "auto", None
         said: list[str] = []
         for backend in self._backends:
             if said and time.monotonic() >= deadline:
@@ -36,6 +44,10 @@ class Auto:
             except DiscoveryError as error:
                 said.append(str(error))
             else:
-                self.name = backend.name
+                self.name, self._answered = backend.name, backend
                 return found
         raise DiscoveryError(f"no GPU can be listed: {'; '.join(said)}")
+
+    def links(self, deadline: float) -> "Links":
+        """Return what the one that answered knows: of another's GPUs the indices could be others."""
+        return self._answered.links(deadline) if self._answered else {}
