@@ -124,6 +124,29 @@ def test_failure_tells_the_call_the_reason_and_a_remedy(stub: Stub, mode: str, w
     assert todo in message(error)
 
 
+def test_container_without_devices_is_told_so_and_not_to_load_a_driver(stub: Stub) -> None:
+    (stub.bound / "0000:01:00.0").mkdir(parents=True)
+    with pytest.raises(DiscoveryError) as error:
+        stub("driver").devices(soon())
+    assert "nvidia.com/gpu" in message(error)
+    assert "modprobe nvidia" not in message(error)
+
+
+def test_each_failure_has_a_remedy_of_its_own(stub: Stub) -> None:
+    remedies = set()
+    words = ["permission", "driver", "mismatch", "blocked", "unknown", "crash"]
+    for word in words:
+        with pytest.raises(DiscoveryError) as error:
+            stub(word).devices(soon())
+        remedies.add(message(error).partition("): ")[2] or message(error))
+    (stub.bound / "0000:01:00.0").mkdir(parents=True)
+    for word in ("driver", "ok"):
+        with pytest.raises(DiscoveryError) as error:
+            stub(word, count=0).devices(soon())
+        remedies.add(message(error).partition("): ")[2])
+    assert len(remedies) == len(words) + 2
+
+
 @pytest.mark.parametrize("mode", ["hang", "stuck:1"])
 def test_hang_inside_the_library_ends_at_the_deadline(stub: Stub, mode: str) -> None:
     with pytest.raises(DiscoveryError, match="NVML did not answer within"):

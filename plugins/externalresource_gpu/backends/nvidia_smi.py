@@ -110,7 +110,7 @@ class NvidiaSmi:
         if listing.is_empty(status, out):
             return reasons.none_found(self.name, pci.bound(self._bound))
         if not listing.is_complete(status, out):
-            raise reasons.nvidia_smi_failed(status, out.strip() or err)
+            raise reasons.nvidia_smi_failed(status, out.strip() or err, pci.bound(self._bound))
         return listing.parse(out, fields, pci.numa_node)
 
     def _ask_gpus(self, fields: "Sequence[str]") -> "tuple[Sequence[str], Query]":

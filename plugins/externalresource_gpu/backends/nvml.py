@@ -51,8 +51,8 @@ class Nvml:
         self._query, self._links = None, {}
         from externalresource_gpu.backends import pci, reasons
 
-        answer = read(*query.answer(deadline))
         bound = pci.bound(self._bound)
+        answer = read(*query.answer(deadline), bound)
         self._links = links(answer)
         return placed([device(gpu) for gpu in answer["gpus"]], bound) or reasons.none_found("NVML", bound)
 
@@ -63,8 +63,11 @@ class Nvml:
         return Query("NVML", self._argv)
 
 
-def read(status: int, out: str, err: str) -> "dict[str, Any]":
-    """Return what the child says. DiscoveryError if it could not ask NVML, or did not answer."""
+def read(status: int, out: str, err: str, bound: "Sequence[str]" = ()) -> "dict[str, Any]":
+    """Return what the child says. DiscoveryError if it could not ask NVML, or did not answer.
+
+    `bound` are the GPUs that the driver runs, as far as this process can know.
+    """
     import json
 
     from externalresource.errors import DiscoveryError
@@ -81,7 +84,7 @@ def read(status: int, out: str, err: str) -> "dict[str, Any]":
         raise DiscoveryError(f"NVML: the child process gave no answer (exit {status}): {said}") from None
     if answer["code"] in (reasons.NOT_FOUND, reasons.NO_GPUS):
         return {"gpus": []}
-    raise reasons.nvml_failed(answer["call"], answer["code"])
+    raise reasons.nvml_failed(answer["call"], answer["code"], bound)
 
 
 def device(told: "dict[str, Any]") -> "Device":

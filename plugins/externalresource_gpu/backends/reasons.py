@@ -55,6 +55,10 @@ _ADVICE = {
     UNKNOWN: f"a container that lost its devices (`systemctl daemon-reload` does that) has to be recreated; on a host, "
     f"{_DRIVER_LOG}",
 }
+_NO_DEVICES_HERE = (
+    "the driver runs, but its devices are not here: a container gets them with `--gpus` (NVIDIA Container Toolkit), a "
+    "pod with a limit of nvidia.com/gpu; on a host, `nvidia-modprobe -u -c 0` makes /dev/nvidia*"
+)
 _CODE_TOO_LARGE = 255  # nvidia-smi's exit status for a code that does not fit: of those that it meets, Unknown Error
 _LONGEST = 300
 
@@ -63,8 +67,10 @@ def words(code: int) -> str:
     return WORDS.get(code, f"NVML error {code}")
 
 
-def advice(code: int) -> str:
-    """Return what to do about an NVML error code."""
+def advice(code: int, bound: "Sequence[str]" = ()) -> str:
+    """Return what to do about an NVML error code, where the driver is bound to these GPUs."""
+    if bound and code in (DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND):
+        return _NO_DEVICES_HERE
     return _ADVICE.get(code, _DRIVER_LOG)
 
 
@@ -94,16 +100,16 @@ def instances_unlisted(said: object) -> str:
     return f"its MIG instances cannot be listed: {quote(str(said))}"
 
 
-def nvidia_smi_failed(status: int, said: str) -> DiscoveryError:
+def nvidia_smi_failed(status: int, said: str, bound: "Sequence[str]" = ()) -> DiscoveryError:
     """Return the error for an exit status and the message that came with it."""
     if not said.strip():
         return DiscoveryError(f"nvidia-smi listed no GPU and gave no reason (exit {status}): run it by hand")
     code = UNKNOWN if status == _CODE_TOO_LARGE else status
-    return DiscoveryError(f"nvidia-smi failed (exit {status}): {quote(said)}: {advice(code)}")
+    return DiscoveryError(f"nvidia-smi failed (exit {status}): {quote(said)}: {advice(code, bound)}")
 
 
-def nvml_failed(call: str, code: int) -> DiscoveryError:
-    return DiscoveryError(f"NVML failed: {call}: {words(code)} ({code}): {advice(code)}")
+def nvml_failed(call: str, code: int, bound: "Sequence[str]" = ()) -> DiscoveryError:
+    return DiscoveryError(f"NVML failed: {call}: {words(code)} ({code}): {advice(code, bound)}")
 
 
 def crashed(name: str, number: int) -> DiscoveryError:
