@@ -37,7 +37,7 @@ def uuid(machine: str, index: int) -> str:
 
 def instance_uuid(machine: str, index: int, mig_index: int) -> str:
     """Return such a UUID for a MIG instance: `MIG-5100...`, with its number and that of its GPU in front."""
-    return f"MIG-5100{index:04x}-{mig_index:04x}-5000-8000-{zlib.crc32(machine.encode()):012x}"
+    return f"MIG-5100{index:04x}-{mig_index:04x}-5000-9000-{zlib.crc32(machine.encode()):012x}"
 
 
 def count(number: int) -> list[Device]:

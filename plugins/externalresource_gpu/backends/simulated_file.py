@@ -66,6 +66,11 @@ class Entry:
         return self.scalar
 
     @property
+    def unknown(self) -> bool:
+        """Whether it is the word that says so, without quotes."""
+        return isinstance(self._node, yaml.ScalarNode) and self._node.value == "unknown" and not self._node.style
+
+    @property
     def shown(self) -> str:
         """The value for an error message."""
         return "a list or a mapping" if self.scalar is None else repr(self.scalar)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from externalresource_gpu.backends.simulated_file import Entry
     from externalresource_gpu.topology import Links
 
+# In a matrix. The `?` that we show to people means something to YAML.
+_UNKNOWN_LINK = "N/A"
 _SECTIONS = ("gpus", "each", "links", "driver")
 _OWN = ("index", "uuid", "pci_bus_id")
 _SHARED = (
@@ -44,7 +46,7 @@ _DRIVER = ("fails", "says", "crashes", "slow")
 _COMPUTE_MODES = ("Default", "Exclusive_Thread", "Exclusive_Process", "Prohibited")
 _MIG_MODES = ("Enabled", "Disabled")
 _BUS_ID = re.compile(r"([0-9A-Fa-f]{4}){1,2}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
-_PROFILE = re.compile(r"(\dc\.)?\dg\.\d+gb([+-][\w.]+)*", re.ASCII)
+_PROFILE = re.compile(r"\S*\dg\.\d+gb\S*", re.ASCII)
 _LEVEL = re.compile(r"NV[1-9]\d?|PSB|PIX|PXB|PHB|NODE|SYS|SOC", re.ASCII)  # two of them are those of old drivers
 _LEVELS = "NV1, NV2, ... (so many NVLinks), PIX, PXB, PHB, NODE or SYS"
 _SECONDS = re.compile(r"\d{1,5}(\.\d{1,3})?", re.ASCII)
@@ -77,15 +79,15 @@ def read(path: str, seed: str) -> Machine:
     )
 
 
-def _gpus(entries: "Sequence[Entry]", each: "Mapping[str, Entry]", seed: str) -> tuple[Device, ...]:
+def _gpus(entries: "Sequence[Entry]", each: "dict[str, Entry]", seed: str) -> tuple[Device, ...]:
     found: dict[int, Device] = {}
     uuids: set[str | None] = set()
     for position, entry in enumerate(entries):
-        device = _gpu(position, {**each, **entry.fields((*_OWN, *_SHARED))}, seed)
+        device = _gpu(position, each | entry.fields((*_OWN, *_SHARED)), seed)
         if device.index in found:
             raise entry.wrong(f"two GPUs have the index {device.index}")
         for known in (device, *device.instances):
-            if known.uuid in uuids:
+            if known.uuid is not None and known.uuid in uuids:
                 what = "GPUs" if known is device else "MIG instances"
                 raise entry.wrong(f"two {what} have the UUID {known.uuid}")
             uuids.add(known.uuid)
@@ -93,13 +95,14 @@ def _gpus(entries: "Sequence[Entry]", each: "Mapping[str, Entry]", seed: str) ->
     return tuple(found[index] for index in sorted(found))
 
 
-def _gpu(position: int, given: "Mapping[str, Entry]", seed: str) -> Device:
+def _gpu(position: int, written: "Mapping[str, Entry]", seed: str) -> Device:
+    given = _known(written)
     index = _number(given, "index")
     index = position if index is None else index
     compute_mode = given["compute_mode"].word("compute_mode", _COMPUTE_MODES) if "compute_mode" in given else None
     device = Device(
         index=index,
-        uuid=_text(given, "uuid") or machines.uuid(seed, index),
+        uuid=_text(given, "uuid") if "uuid" in written else machines.uuid(seed, index),
         name=_text(given, "name"),
         memory_total=_number(given, "memory_total"),
         memory_used=_number(given, "memory_used"),
@@ -134,15 +137,16 @@ def _instances(gpu: Device, listed: "Entry", seed: str) -> tuple[Device, ...]:
 
 
 def _instance(gpu: Device, position: int, entry: "Entry", seed: str) -> tuple[int, Device]:
-    given = entry.fields(_INSTANCE)
+    written = entry.fields(_INSTANCE)
+    given = _known(written)
     number = _number(given, "mig_index")
     number = position if number is None else number
     profile = None
     if "profile" in given:
         profile = _matching(given["profile"], "profile", _PROFILE, "like 3g.20gb or 1c.3g.20gb")
-    uuid = _text(given, "uuid") or machines.instance_uuid(seed, gpu.index, number)
-    if not uuid.startswith("MIG-"):
-        raise given["uuid"].wrong(f"uuid of a MIG instance must begin with MIG-, not {given['uuid'].shown}")
+    uuid = _text(given, "uuid") if "uuid" in written else machines.instance_uuid(seed, gpu.index, number)
+    if uuid is not None and not uuid.startswith("MIG-"):
+        raise given["uuid"].wrong(f"uuid of a MIG instance must begin with MIG-, not {uuid!r}")
     return number, Device(
         index=gpu.index,
         uuid=uuid,
@@ -182,7 +186,7 @@ def _links(entry: "Entry", indices: "Sequence[int]") -> "Links":
             pair = min(index, other), max(index, other)
             if seen.setdefault(pair, cell) != cell:
                 raise row.wrong(f"GPU{index} to GPU{other} is {cell} here, and {seen[pair]} the other way round")
-            if index != other and cell != "?":
+            if index != other and cell != _UNKNOWN_LINK:
                 links[pair] = _level(row, cell)
     return links
 
@@ -198,7 +202,7 @@ def _cells(row: "Entry", index: int, columns: "Sequence[int]") -> list[str]:
 
 def _level(entry: "Entry", word: str) -> str:
     if not _LEVEL.fullmatch(word):
-        raise entry.wrong(f"a link must be {_LEVELS}, not {word!r}; `?` in a matrix is an unknown one")
+        raise entry.wrong(f"a link must be {_LEVELS}, not {word!r}; N/A in a matrix is an unknown one")
     return word
 
 
@@ -230,6 +234,11 @@ def _matching(entry: "Entry", key: str, pattern: "re.Pattern[str]", example: str
     if not pattern.fullmatch(entry.scalar or ""):
         raise entry.wrong(f"{key} must be {example}, not {entry.shown}")
     return entry.scalar or ""
+
+
+def _known(written: "Mapping[str, Entry]") -> "dict[str, Entry]":
+    """Return the values but for those that say `unknown`, against what stands under `each`."""
+    return {key: entry for key, entry in written.items() if not entry.unknown}
 
 
 def _number(given: "Mapping[str, Entry]", key: str) -> int | None:

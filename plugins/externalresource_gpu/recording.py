@@ -1,0 +1,136 @@
+"""A machine as a file for `--simulate`, with all identifiers masked. Pure: it touches no process and no file.
+
+docs/simulate.md has the format; what reads it is backends/simulated_machine.py.
+"""
+
+import re
+import zlib
+
+from externalresource_gpu import topology
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from externalresource_gpu.device import Device, Process
+    from externalresource_gpu.topology import Links
+
+_HEADING = (
+    "# Recorded by `externalresource discover --record`: UUIDs and pids are made up, and nothing names the host.\n"
+)
+_UNKNOWN_LINK = "N/A"  # in the file: a `?` means something to YAML
+#: Above the highest pid that Linux gives: a recorded process is never taken for one that lives here.
+_PIDS = (1 << 22) + 1
+_UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.IGNORECASE)
+_SHAPE = re.compile(rf"(?:GPU-|MIG-|MIG-GPU-)?{_UUID.pattern}(?:/\d+/\d+)?", re.IGNORECASE | re.ASCII)
+_PLAIN = re.compile(r"[A-Za-z0-9](?:[\w ./:()+-]*[\w./()+-])?", re.ASCII)
+
+
+def render(devices: "Sequence[Device]", links: "Links") -> str:
+    """Return the file. One that is read has the same devices and links, but for UUIDs and pids.
+
+    The same UUID is replaced by the same one wherever it stands, so is the same pid.
+    """
+    text = "\n".join(["gpus:" if devices else "gpus: []", *_gpus(devices), *_links(devices, links), ""])
+    # Two machines that differ get different UUIDs, and none is made from what is masked.
+    seed = zlib.crc32(_UUID.sub("", text).encode())
+    masks: dict[str, str] = {}
+
+    def masked(found: re.Match[str]) -> str:
+        return masks.setdefault(found[0].lower(), f"5100{len(masks):04x}-0000-5000-8000-{seed:012x}")
+
+    return _HEADING + _UUID.sub(masked, text)
+
+
+def _gpus(devices: "Sequence[Device]") -> "Iterator[str]":
+    pids: dict[int, int] = {}
+    for device in devices:
+        yield from _indented("  - ", _lines(_gpu(device)))
+        if device.processes is not None:
+            items = [_flow(_process(process, pids)) for process in device.processes]
+            yield from _indented("    ", ["processes:", *items] if items else ["processes: []"])
+        if device.instances:
+            yield from _indented("    ", ["instances:", *(_flow(_instance(each)) for each in device.instances)])
+
+
+def _gpu(device: "Device") -> "Mapping[str, object]":
+    return {
+        "index": device.index,
+        "uuid": _uuid(device),
+        "name": device.name,
+        "memory_total": device.memory_total,
+        "memory_used": device.memory_used,
+        "pci_bus_id": device.pci_bus_id,
+        "compute_mode": device.compute_mode,
+        "mig_mode": device.mig_mode,
+        "numa_node": device.numa_node,
+        "unusable": device.unusable,
+    }
+
+
+def _instance(device: "Device") -> "Mapping[str, object]":
+    return {
+        "mig_index": device.mig_index,
+        "profile": device.mig_profile,
+        "uuid": _uuid(device),
+        "gpu_instance": device.gpu_instance,
+        "compute_instance": device.compute_instance,
+        "memory_total": device.memory_total,
+        "memory_used": device.memory_used,
+        "unusable": device.unusable,
+    }
+
+
+def _uuid(device: "Device") -> str:
+    """Return what may be written down: nothing that could be masked in part only."""
+    if device.uuid is None:
+        return "unknown"
+    return device.uuid if _SHAPE.fullmatch(device.uuid) else ""
+
+
+def _process(process: "Process", pids: dict[int, int]) -> "Mapping[str, object]":
+    return {"pid": pids.setdefault(process.pid, _PIDS + len(pids)), "memory": process.memory}
+
+
+def _links(devices: "Sequence[Device]", links: "Links") -> list[str]:
+    """Return the matrix; or the one link that all pairs have."""
+    matrix = [
+        [_UNKNOWN_LINK if cell == topology.UNKNOWN else cell for cell in row] for row in topology.matrix(links, devices)
+    ]
+    different = {cell for row, cells in enumerate(matrix) for column, cell in enumerate(cells) if row != column}
+    if different <= {_UNKNOWN_LINK}:
+        return []
+    if len(different) == 1:
+        return [f"links: {different.pop()}"]
+    names = [f"GPU{device.index}:" for device in devices]
+    wide, widest = max(map(len, names)), max(map(len, different))
+    rows = zip(names, matrix, strict=True)
+    return [
+        "links:",
+        *(f"  {name:{wide}} {' '.join(f'{cell:^{widest}}' for cell in cells)}".rstrip() for name, cells in rows),
+    ]
+
+
+def _lines(values: "Mapping[str, object]") -> list[str]:
+    """Return `key: value` for what is known."""
+    return [f"{key}: {_scalar(key, value)}" for key, value in values.items() if value not in (None, "")]
+
+
+def _flow(values: "Mapping[str, object]") -> str:
+    return f"  - {{{', '.join(_lines(values))}}}"
+
+
+def _indented(first: str, lines: list[str]) -> list[str]:
+    return [f"{' ' * len(first) if number else first}{line}" for number, line in enumerate(lines)]
+
+
+def _scalar(key: str, value: object) -> str:
+    """Return the value as YAML reads it back, quoted where it could mean anything else."""
+    text = str(value)
+    if _PLAIN.fullmatch(text) and ": " not in text and (text != "unknown" or key == "uuid"):
+        return text
+    return '"' + "".join(_character(character) for character in text) + '"'
+
+
+def _character(character: str) -> str:
+    return character if " " <= character <= "~" and character not in '"\\' else f"\\U{ord(character):08x}"
