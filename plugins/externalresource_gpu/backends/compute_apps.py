@@ -31,7 +31,7 @@ def parse(text: str) -> "Mapping[str, tuple[Process, ...] | None] | None":
     found: dict[str, list[Process] | None] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         cells = [cell.strip() for cell in line.split(",")]
-        if line.startswith(listing.WARNING):
+        if listing.is_aside(line):
             continue
         if len(cells) != _COLUMNS:
             return None

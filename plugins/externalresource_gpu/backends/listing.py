@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _UNKNOWN_FIELD = re.compile(r'Field "(?P<field>[^"]*)" is not a valid field to query')
 _NO_DEVICES = "No devices were found"
 _COMPLETE = {0, 14}  # 14 warns of a corrupted infoROM, after the full output
-WARNING = "WARNING:"
+_WARNING = "WARNING:"
 MIG_ENABLED = "Enabled"
 # "GPU1: 0000:02:00.0: reason", "GPU 0000:02:00.0: reason" and "GPU0000:02:00.0: reason", by age of the driver
 _LOST = re.compile(
@@ -59,6 +59,11 @@ def is_answer(status: int, output: str) -> bool:
     return status in _COMPLETE or bool(_split(output)[1])
 
 
+def is_aside(line: str) -> bool:
+    """Whether the line warns of something, or names a lost GPU, which has no row: whatever was asked."""
+    return line.startswith(_WARNING) or _LOST.match(line) is not None
+
+
 def parse(output: str, fields: "Sequence[str]", numa_node: "Callable[[str], int | None]") -> list[Device]:
     """Return the devices of `--query-gpu=FIELDS --format=csv,noheader,nounits`, by index.
 
@@ -97,7 +102,7 @@ def _split(output: str) -> "tuple[list[str], list[_Lost]]":
         if match := _LOST.match(line):
             index, bus_id, reason = match["index"], match["bus_id"], match["reason"]
             lost.append((int(index) if index else None, bus_id, reasons.quote(reason)))
-        elif line and line != _NO_DEVICES and not line.startswith(WARNING):
+        elif line and line != _NO_DEVICES and not line.startswith(_WARNING):
             rows.append(line)
     return rows, lost
 

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
     from externalresource_gpu.device import Device
 
-NO_PERMISSION, NOT_FOUND, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND = 4, 6, 9, 12
+INVALID_ARGUMENT, NO_PERMISSION, NOT_FOUND, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND = 2, 4, 6, 9, 12
 GPU_IS_LOST, RESET_REQUIRED, BLOCKED, MISMATCH, NO_GPUS, UNKNOWN = 15, 16, 17, 18, 28, 999
 _NOT_INSTALLED = 127  # of the shell in a wrapper around nvidia-smi; no error of NVML has this number
 
 #: The words of nvidia-smi; pynvml has others for some.
 WORDS = {
-    2: "Invalid Argument",
+    INVALID_ARGUMENT: "Invalid Argument",
     NO_PERMISSION: "Insufficient Permissions",
     NOT_FOUND: "Not Found",
     8: "Insufficient External Power",
@@ -40,6 +40,7 @@ WORDS = {
 
 _DRIVER_LOG = "see `dmesg` for lines with NVRM or Xid"
 _ADVICE = {
+    INVALID_ARGUMENT: "the driver is too old to be asked this: update it",
     NO_PERMISSION: "check who may open /dev/nvidia*: SELinux and rootless containers forbid it",
     NOT_FOUND: f"a GPU is broken: reboot the machine, {_DRIVER_LOG}; `--backend nvml` lists the others",
     DRIVER_NOT_LOADED: "load the driver (`modprobe nvidia`) or install it for the running kernel; a container needs "
