@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 Links = Mapping[tuple[int, int], str]
 
 SELF, UNKNOWN = "X", "?"
-# SOC is what drivers before 384 called SYS; PSB is PIX on a board with two GPUs.
+# SOC is what drivers before 384 called SYS; PSB is the bridge on a board with two GPUs.
 _RANKS = {"SYS": 1, "SOC": 1, "NODE": 2, "PHB": 3, "PXB": 4, "PIX": 5, "PSB": 6}
 _NVLINK = 10  # one NVLink is above every way over PCIe
-_MOST_NVLINKS = 99
+_MOST_NVLINKS, _DIGITS = 99, 4
 #: The rank of two slices of one GPU: no link is better.
 SAME_GPU = _NVLINK + _MOST_NVLINKS + 1
 
@@ -27,9 +27,19 @@ def rank(link: str | None) -> int:
     if link is None:
         return 0
     number = link[2:]
-    if link.startswith("NV") and number.isascii() and number.isdigit():
-        return _NVLINK + int(number[:3]) if 0 < len(number) <= 2 else 0  # noqa: PLR2004 - digits of _MOST_NVLINKS
+    if link.startswith("NV") and number.isascii() and number.isdigit() and len(number) <= _DIGITS:
+        return _NVLINK + min(int(number), _MOST_NVLINKS) if int(number) else 0
     return SAME_GPU if link == SELF else _RANKS.get(link, 0)
+
+
+def closeness(links: Links, one: "Device", other: "Device") -> int:
+    """Return how close two devices are: by their link, or by their NUMA nodes where that is unknown.
+
+    Of two pairs with the same link the one on one NUMA node is closer: behind NVLink the matrix does not show PCIe,
+    and some machines have SYS everywhere.
+    """
+    known = link(links, one.index, other.index) or _by_node(one.numa_node, other.numa_node)
+    return 2 * rank(known) + (one.numa_node is not None and one.numa_node == other.numa_node)
 
 
 def link(links: Links, one: int, other: int) -> str | None:
@@ -49,23 +59,29 @@ def matrix(links: Links, devices: "Sequence[Device]") -> list[list[str]]:
     return [[link(links, one.index, other.index) or UNKNOWN for other in devices] for one in devices]
 
 
+def _by_node(one: int | None, other: int | None) -> str | None:
+    if one is None or other is None:
+        return None
+    return "NODE" if one == other else "SYS"
+
+
 class _Inferred(Mapping[tuple[int, int], str]):
     """Links that are looked up in the NUMA nodes: writing down all of 1,024 GPUs would take half a second."""
 
-    __slots__ = ("nodes",)
+    __slots__ = ("_nodes",)
 
     def __init__(self, nodes: dict[int, int]) -> None:
-        self.nodes = nodes
+        self._nodes = nodes
 
     def __getitem__(self, pair: tuple[int, int]) -> str:
-        one, other = pair
-        if one >= other:
+        found = _by_node(self._nodes.get(pair[0]), self._nodes.get(pair[1])) if pair[0] < pair[1] else None
+        if found is None:
             raise KeyError(pair)
-        return "NODE" if self.nodes[one] == self.nodes[other] else "SYS"
+        return found
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        indices = sorted(self.nodes)
+        indices = sorted(self._nodes)
         return ((one, other) for place, one in enumerate(indices) for other in indices[place + 1 :])
 
     def __len__(self) -> int:
-        return len(self.nodes) * (len(self.nodes) - 1) // 2
+        return len(self._nodes) * (len(self._nodes) - 1) // 2

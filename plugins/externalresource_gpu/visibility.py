@@ -21,11 +21,12 @@ _BLANKS = " \t\n\v\f\r"  # those of C; str.strip() knows more
 _DIGITS = "0123456789"
 
 
-def visible(mask: str | None, devices: "Sequence[Device]") -> "list[Device]":
+def visible(mask: str | None, devices: "Sequence[Device]", *, one_instance: bool = True) -> "list[Device]":
     """Return what a process with this mask sees, in CUDA's order; unusable devices, too, each with its reason.
 
     `devices` are the host's GPUs with their instances. No mask (None) shows all: each GPU, or its instances if MIG is
     on. A mask shows either GPUs or one MIG instance, as CUDA does; an instance stands for its GPU if that is named.
+    With `one_instance` false it shows all instances that it names, as a bound for several processes.
     """
     if mask is None:
         return [shown for gpu in devices for shown in _shown(gpu)]
@@ -35,22 +36,21 @@ def visible(mask: str | None, devices: "Sequence[Device]") -> "list[Device]":
         found = _by_instance(mask.split(","), devices)
     else:
         found = _by_index(mask.split(","), devices)
-    return _as_cuda_shows(found)
+    shown = [device for named in found for device in ((named,) if _is_instance(named) else _shown(named))]
+    first = next((device for device in shown if _is_instance(device)), None)
+    return [first] if first is not None and one_instance else shown
 
 
 def ordinal(device: "Device", shown: "Sequence[Device]") -> int | None:
-    """Return by which number CUDA knows a device in a process that sees `shown`; None if it does not show it.
+    """Return by which number CUDA knows a device in a process that sees `shown`; None if by none.
 
-    A process with a MIG instance sees that one only: among several things with an instance, none has a number.
+    A process sees one MIG instance and nothing beside it: among several devices with an instance, none has a number.
+    CUDA does not count a GPU that is lost.
     """
-    if len(shown) > 1 and any(_is_instance(one) for one in shown):
+    if len(shown) > 1 and any(map(_is_instance, shown)):
         return None
-    return shown.index(device) if device in shown else None
-
-
-def names_indices(mask: str | None) -> bool:
-    """Return whether the mask names GPUs by index."""
-    return mask is not None and bool(_number(mask.partition(",")[0]))
+    counted = [one.place for one in shown if _is_seen(one)]
+    return counted.index(device.place) if device.place in counted else None
 
 
 def ambiguity(
@@ -58,26 +58,29 @@ def ambiguity(
 ) -> str | None:
     """Return why the mask may mean other GPUs to CUDA than to nvidia-smi; None if it means the same.
 
-    `order` is CUDA_DEVICE_ORDER. With `relative` the question is that of ordinals: no mask is one by index, too.
+    `order` is CUDA_DEVICE_ORDER. With `relative` the question is that of ordinals, which no mask leaves to the order.
     """
-    if not (names_indices(mask) or (relative and mask is None)):
+    by_index = mask is not None and _number(mask.partition(",")[0]) is not None
+    if not (by_index or (relative and mask is None)):
         return None
-    if order != PCI_ORDER and len({gpu.name for gpu in devices}) > 1:
+    if order != PCI_ORDER and len({gpu.name for gpu in devices if gpu.name is not None}) > 1:
         return (
             f"CUDA_DEVICE_ORDER is not {PCI_ORDER}: CUDA counts the fastest GPU first, nvidia-smi by bus id, and these "
             "are of several kinds"
         )
-    missing = _missing(devices)
-    if missing:
-        gpus = ", ".join(map(str, missing))
-        return f"GPU {gpus} cannot be seen: CUDA counts without it, nvidia-smi with it"
+    lost = _lost_up_to(max((device.index for device in visible(mask, devices)), default=-1), devices)
+    if by_index and lost:
+        return f"GPU {', '.join(map(str, lost))} cannot be seen: CUDA counts without it, nvidia-smi with it"
     return None
 
 
-def _missing(devices: "Sequence[Device]") -> list[int]:
-    """Return the indices below the last one seen that CUDA cannot count: gaps, and GPUs too lost to tell their UUID."""
-    seen = {gpu.index for gpu in devices if gpu.uuid is not None or gpu.unusable is None}
-    return sorted(set(range(max(seen, default=0))) - seen)
+def _lost_up_to(last: int, devices: "Sequence[Device]") -> list[int]:
+    return sorted(set(range(last + 1)) - {gpu.index for gpu in devices if _is_seen(gpu)})
+
+
+def _is_seen(device: "Device") -> bool:
+    """Return whether CUDA counts it, usable or not; a GPU that is lost does not even tell its UUID."""
+    return device.uuid is not None or device.unusable is None
 
 
 def _shown(gpu: "Device") -> "Sequence[Device]":
@@ -86,12 +89,6 @@ def _shown(gpu: "Device") -> "Sequence[Device]":
 
 def _is_instance(device: "Device") -> bool:
     return device.mig_index is not None
-
-
-def _as_cuda_shows(found: "Iterable[Device]") -> "list[Device]":
-    """Return the GPUs; but the first MIG instance alone, if there is one among them."""
-    shown = [device for named in found for device in ((named,) if _is_instance(named) else _shown(named))]
-    return next(([device] for device in shown if _is_instance(device)), shown)
 
 
 def _by_uuid(entries: "Sequence[str]", devices: "Sequence[Device]") -> "list[Device]":
@@ -104,13 +101,14 @@ def _by_uuid(entries: "Sequence[str]", devices: "Sequence[Device]") -> "list[Dev
 
 def _by_instance(entries: "Sequence[str]", devices: "Sequence[Device]") -> "list[Device]":
     instances = {name: instance for gpu in devices for instance in gpu.instances for name in _names(instance)}
-    return _listed([entry if entry.startswith("MIG-") else None for entry in entries], instances.get)[:1]
+    return _listed([entry if entry.startswith("MIG-") else None for entry in entries], instances.get)
 
 
 def _names(instance: "Device") -> "list[str]":
     """Return what the mask may call an instance: the form of today, and that of drivers before 470."""
-    old = f"MIG-{instance.parent_uuid}/{instance.gpu_instance}/{instance.compute_instance}"
-    return [old] if instance.uuid is None else [old, instance.uuid]
+    ids = instance.parent_uuid, instance.gpu_instance, instance.compute_instance
+    old = None if None in ids else "MIG-{}/{}/{}".format(*ids)
+    return [name for name in (instance.uuid, old) if name is not None]
 
 
 def _by_index(entries: "Sequence[str]", devices: "Sequence[Device]") -> "list[Device]":
