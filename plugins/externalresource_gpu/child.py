@@ -21,6 +21,9 @@ _GRACE = 0.2  # seconds that a killed child has to be gone before it is left beh
 class Overdue(Exception):  # noqa: N818 - what happened, not an error of ours: the caller says what was overdue
     """The child was still running at its deadline; its process group was killed."""
 
+    #: The child's pid if it is there nevertheless: it hangs in the kernel, and nothing ends it.
+    survivor: int | None = None
+
 
 class Child:
     """Runs `argv` in a process group of its own, from the moment of construction. OSError if it cannot be started."""
@@ -58,6 +61,9 @@ class Child:
         """
         try:
             self._drain(deadline)
+        except Overdue as overdue:
+            overdue.survivor = None if self.kill() else self._pid
+            raise
         except BaseException:
             self.kill()
             raise
@@ -69,17 +75,20 @@ class Child:
         out, err = (self._kept[end].decode("utf-8", "replace") for end in (self._out, self._err))
         return self._status, out, err
 
-    def kill(self) -> None:
-        """Kill its process group and wait a moment for the child; one stuck in the driver is left behind."""
+    def kill(self) -> bool:
+        """Kill its process group and wait a moment for the child: False for one that is stuck in the driver."""
         import signal  # costs 3 ms, and most children need no killing
 
         try:
             os.killpg(self._pid, signal.SIGKILL)
         except ProcessLookupError:
-            return
+            return True
         end = time.monotonic() + _GRACE
-        while not self._ended() and time.monotonic() < end:
+        while not self._ended():
+            if time.monotonic() >= end:
+                return False
             time.sleep(0.002)
+        return True
 
     def _drain(self, deadline: float) -> None:
         """Read both streams until the child has ended: a grandchild may hold them open for longer."""

@@ -2,23 +2,29 @@
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from externalresource_gpu.device import Device
 
-
-def render(dialect: str, devices: "Sequence[Device]") -> str:
-    """Return what goes to stdout: one line, but for `env`; nothing for no devices in Flink's dialect."""
-    return _DIALECTS[dialect](devices)
+    #: What is known of a device besides itself, by its place: `ordinal`, `links`, `in_use`.
+    More = Mapping[str, Mapping[str, str]]
 
 
-def environment(uuids_or_indices: "Sequence[str]") -> dict[str, str]:
+def render(dialect: str, devices: "Sequence[Device]", more: "More | None" = None) -> str:
+    """Return what goes to stdout: one line, but for `env`; nothing for no devices in Flink's dialect.
+
+    In Flink's and Spark's dialects an ordinal stands for the index, if `more` has one.
+    """
+    return _DIALECTS[dialect](devices, more or {})
+
+
+def environment(names: "Sequence[str]") -> dict[str, str]:
     """Return the variables for a process that is to see exactly these GPUs, in this order.
 
     An index means to CUDA what it means to nvidia-smi only with CUDA_DEVICE_ORDER=PCI_BUS_ID. No GPUs is an empty mask:
     an unset one would be all.
     """
-    mask = ",".join(uuids_or_indices)
+    mask = ",".join(names)
     return {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": mask,
@@ -26,29 +32,38 @@ def environment(uuids_or_indices: "Sequence[str]") -> dict[str, str]:
     }
 
 
-def _flink(devices: "Sequence[Device]") -> str:
-    return _line(",".join(device.token for device in devices))
+def mask_name(uuid: str | None, token: str) -> str:
+    """Return how a mask names a device: by its UUID, but for that of a Jetson, which CUDA does not take there."""
+    return uuid if uuid is not None and uuid.startswith(("GPU-", "MIG-")) else token
 
 
-def _uuid(devices: "Sequence[Device]") -> str:
+def _flink(devices: "Sequence[Device]", more: "More") -> str:
+    return _line(",".join(_tokens(devices, more)))
+
+
+def _uuid(devices: "Sequence[Device]", _more: "More") -> str:
     return _line(",".join(device.uuid or device.token for device in devices))
 
 
-def _env(devices: "Sequence[Device]") -> str:
-    variables = environment([device.uuid or device.token for device in devices])
+def _env(devices: "Sequence[Device]", _more: "More") -> str:
+    variables = environment([mask_name(device.uuid, device.token) for device in devices])
     return "".join(f"{name}={value}\n" for name, value in variables.items())
 
 
-def _json(devices: "Sequence[Device]") -> str:
+def _json(devices: "Sequence[Device]", more: "More") -> str:
     import json
 
-    return _line(json.dumps([device.properties() for device in devices]))
+    return _line(json.dumps([{**device.properties(), **more.get(device.place, {})} for device in devices]))
 
 
-def _spark(devices: "Sequence[Device]") -> str:
+def _spark(devices: "Sequence[Device]", more: "More") -> str:
     import json
 
-    return _line(json.dumps({"name": "gpu", "addresses": [device.token for device in devices]}))
+    return _line(json.dumps({"name": "gpu", "addresses": _tokens(devices, more)}))
+
+
+def _tokens(devices: "Sequence[Device]", more: "More") -> list[str]:
+    return [more.get(device.place, {}).get("ordinal", device.token) for device in devices]
 
 
 def _line(text: str) -> str:

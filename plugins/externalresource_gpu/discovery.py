@@ -11,8 +11,9 @@ import os
 import sys
 import time
 
-from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, NotEnoughDevicesError
-from externalresource_gpu import backends, dialects
+from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError
+from externalresource_gpu import dialects
+from externalresource_gpu.host import Question
 from externalresource_gpu.options import USAGE, Options
 
 TYPE_CHECKING = False
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from externalresource.coordination import Owner
-    from externalresource_gpu.backends import Backend
     from externalresource_gpu.device import Device
+    from externalresource_gpu.host import Host
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 
@@ -84,58 +85,78 @@ def _answer(options: Options, parent: int) -> str:
     if options.amount == 0 and not options.list:
         _deliver(dialects.render(options.format, []))
         return "0 wanted, none granted"
-    backend = backends.create(options.backend, options.simulate)
-    backend.start()
+    question = Question(options)
+    question.start()
     if options.coordination and not options.list:
-        return _answer_coordinated(options, parent, backend, deadline)
-    devices = backend.devices(deadline)
-    chosen = devices if options.list else _usable(devices, options.amount)[: options.amount]
-    _deliver(dialects.render(options.format, chosen))
-    return (
-        f"{'listed' if options.list else 'named'} {_tokens(chosen)} as {backend.name} sees them, without coordination"
-    )
+        return _coordinated(options, parent, question, deadline)
+    host = question.host(deadline)
+    if options.list:
+        _deliver(host.listing())
+        return f"listed all devices as {host.backend} sees them"
+    chosen = host.choose(host.candidates(), [], options.amount)
+    _deliver(host.answer(chosen))
+    return f"named {_tokens(chosen)} as {host.backend} sees them, without coordination{_warn(host, chosen)}"
 
 
-def _answer_coordinated(options: Options, parent: int, backend: "Backend", deadline: float) -> str:
-    from dataclasses import replace
-
-    from externalresource.coordination import Coordination, identify
+def _coordinated(options: Options, parent: int, question: Question, deadline: float) -> str:
+    from externalresource.coordination import Coordination
     from externalresource_gpu.progress import Progress
 
-    if options.until_children_exit and options.witness is None:
-        raise ConfigurationError(
-            "option --until-children-exit needs --witness: the owner's children inherit nothing from this script; "
-            "use our driver, or `externalresource run --until-children-exit`"
-        )
-    owner = replace(
-        identify(parent if options.owner_pid is None else options.owner_pid),
-        witness=options.witness,
-        until_children_exit=options.until_children_exit,
-    )
+    owner = _owner(options, parent)
     progress = Progress(options.terminal)
 
     def pause(seconds: float, reason: str) -> None:
         _check_asker(parent, owner)
         progress.show(reason)
         _sleep(seconds)
+        question.look_again(host)
 
     coordination = Coordination(options.coordination_file, "gpu", pause=pause)
-    candidates = _usable(backend.devices(deadline), options.amount)
+    host = question.host(deadline)
+    candidates = host.candidates()
     _check_asker(parent, owner)
     # From here to the answer nothing but SIGKILL may end this: a claim that nobody was told of would be lost.
     _hold_signals(hold=True)
     try:
-        claimed = coordination.claim(candidates, options.amount, owner, deadline=deadline, wait=options.wait)
+        claimed = coordination.claim(
+            candidates, options.amount, owner, choose=host.choose, deadline=deadline, wait=options.wait
+        )
     finally:
         progress.clear()
     try:
         _check_asker(parent, owner)
         _check_time(deadline + options.wait, options.timeout)
-        _deliver(dialects.render(options.format, claimed))
+        _deliver(host.answer(claimed))
     except BaseException:
         coordination.release(claimed, owner)
         raise
-    return f"granted {_tokens(claimed)} as {backend.name} sees them to pid {owner.pid} ({owner.program})"
+    who = f"pid {owner.pid} ({owner.program})"
+    return f"granted {_tokens(claimed)} as {host.backend} sees them to {who}{_warn(host, claimed)}"
+
+
+def _owner(options: Options, parent: int) -> "Owner":
+    from dataclasses import replace
+
+    from externalresource.coordination import identify
+
+    if options.until_children_exit and options.witness is None:
+        raise ConfigurationError(
+            "option --until-children-exit needs --witness: the owner's children inherit nothing from this script; "
+            "use our driver, or `externalresource run --until-children-exit`"
+        )
+    return replace(
+        identify(parent if options.owner_pid is None else options.owner_pid),
+        witness=options.witness,
+        until_children_exit=options.until_children_exit,
+    )
+
+
+def _warn(host: "Host", granted: "Sequence[Device]") -> str:
+    """Say on stderr what is doubtful about the answer, and return it for the log file, too."""
+    doubts = host.doubts(granted)
+    for doubt in doubts:
+        _complain(f"warning: {doubt}")
+    return "".join(f"; {doubt}" for doubt in doubts)
 
 
 def _sleep(seconds: float) -> None:
@@ -170,17 +191,6 @@ def _hold_signals(*, hold: bool) -> None:
 
     how = signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK
     signal.pthread_sigmask(how, _ending_signals())
-
-
-def _usable(devices: "Sequence[Device]", amount: int) -> "list[Device]":
-    """Return those that may be handed out; NotEnoughDevicesError if this host could never give so many."""
-    usable = [device for device in devices if device.unusable is None]
-    if amount > len(devices):
-        raise NotEnoughDevicesError(f"{amount} wanted, this host has {len(devices)}")
-    if amount > len(usable):
-        reasons = "; ".join(f"GPU {device.index}: {device.unusable}" for device in devices if device.unusable)
-        raise NotEnoughDevicesError(f"{amount} wanted, only {len(usable)} of {len(devices)} are usable ({reasons})")
-    return usable
 
 
 def _check_asker(parent: int, owner: "Owner") -> None:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 PREFIX = "EXTERNALRESOURCE_GPU_"
 DEFAULT_COORDINATION_FILE = "/var/tmp/flink-gpu-coordination"  # noqa: S108 - Flink's; what is opened there is checked
-FORMATS = ("flink", "uuid", "env", "json", "spark")
+FORMATS = ("flink", "uuid", "env", "json", "spark", "yaml")
+POLICIES = ("first", "connected", "pack", "spread")
+FOREIGN_USE = ("ignore", "warn", "exclude")
 _LARGEST = 999_999_999  # amount or pid; int() refuses very long ones with an error of its own
 _DAY = 86400  # seconds, the longest time
 
@@ -23,6 +25,11 @@ VALUED = {
     "backend": ("NAME", f"{'|'.join(backends.NAMES)} (default: auto, which takes NVML, then nvidia-smi)"),
     "simulate": ("MACHINE", "a count, the name of a machine (dgx-a100) or a YAML file, instead of real devices"),
     "format": ("NAME", f"{'|'.join(FORMATS)} (default: flink, indices joined by commas)"),
+    "mig": ("WHAT", "instances (default: those of a GPU with MIG, else the GPU), gpus, or a profile: 1g.10gb"),
+    "min-memory": ("MIB", "only devices with that much memory in all"),
+    "name": ("TEXT", "only devices with this in their name: A100"),
+    "policy": ("NAME", f"which of the free ones: {'|'.join(POLICIES)} (default: connected, for one first)"),
+    "foreign-use": ("WHAT", f"{'|'.join(FOREIGN_USE)} what is in use though nobody claimed it (default: ignore)"),
     "owner-pid": ("PID", "the process that is to own the devices (default: the one that started this script)"),
     "wait": ("SECONDS", "queue for devices that others hold, first come, first served (default: 0)"),
     "timeout": ("SECONDS", "for the driver and the lock together (default: 9, as Flink kills the script after 10)"),
@@ -33,7 +40,10 @@ VALUED = {
 FLAGS = {
     "enable-coordination-mode": "hand out only devices that no other living process holds",
     "until-children-exit": "keep the devices until whoever inherited the witness has ended; our driver passes it",
+    "ignore-mask": "hand out what an inherited CUDA_VISIBLE_DEVICES hides, too",
+    "relative": "name devices by their number under CUDA_VISIBLE_DEVICES, for frameworks that count from 0",
     "list": "show all devices, whoever holds them, and claim none",
+    "topology": "ask how they are connected, too, and show it with --list",
 }
 # Flink's documentation writes the first where its own script wants the other and ignores the unknown in silence.
 ALIASES = {"enable-coordination": "enable-coordination-mode"}
@@ -65,6 +75,15 @@ class Options:
         self.simulate: str | None = given.get("simulate")
         self.backend: str = _one_of(given, "backend", backends.NAMES)
         self.format: str = _one_of(given, "format", FORMATS)
+        self.mig: str = _mig(given)
+        self.min_memory: int | None = _min_memory(given)
+        self.name: str | None = given.get("name")
+        default = "connected" if self.amount > 1 else "first"  # which looks at no topology: that takes time
+        self.policy: str = _one_of({"policy": default, **given}, "policy", POLICIES)
+        self.foreign_use: str = _one_of(given, "foreign-use", FOREIGN_USE)
+        self.ignore_mask: bool = _flag(given, "ignore-mask")
+        self.relative: bool = _flag(given, "relative")
+        self.topology: bool = _flag(given, "topology")
         self.owner_pid: int | None = _owner_pid(given)
         self.timeout: float = _seconds(given, "timeout", 9.0)
         self.wait: float = _seconds(given, "wait", 0.0, zero=True)
@@ -74,6 +93,10 @@ class Options:
         self.until_children_exit: bool = _flag(given, "until-children-exit")
         if self.simulate is not None and self.backend not in ("auto", "simulated"):
             raise ConfigurationError(f"--simulate {self.simulate} and --backend {self.backend} exclude each other")
+        if self.relative and self.format in ("env", "uuid"):
+            raise ConfigurationError(f"--relative and --format {self.format} exclude each other: that names UUIDs")
+        if self.format == "yaml" and not self.list:
+            raise ConfigurationError("--format yaml belongs to --list: it describes the whole host, for --simulate")
 
 
 def _merged(environment: "Mapping[str, str]", words: "Mapping[str, str]") -> dict[str, str]:
@@ -168,6 +191,30 @@ def _one_of(given: "Mapping[str, str]", name: str, allowed: "Sequence[str]") -> 
             f"option --{name} must be one of {', '.join(allowed)}, not {value!r}{did_you_mean(value, allowed)}"
         )
     return value
+
+
+def _mig(given: "Mapping[str, str]") -> str:
+    text = given.get("mig", "instances")
+    if text in ("instances", "gpus"):
+        return text
+    compute, dot, profile = text.rpartition("c.")  # 1c.3g.40gb is a compute instance of 3g.40gb
+    slices, _, memory = profile.partition("g.")
+    number, unit, _ = memory.partition("gb")
+    if _is_number(slices) and _is_number(number) and unit and (_is_number(compute) or not dot):
+        return text
+    raise ConfigurationError(
+        f"option --mig must be instances, gpus or a profile as `nvidia-smi -L` shows it (1g.10gb), not {text!r}"
+        f"{did_you_mean(text, ('instances', 'gpus'))}"
+    )
+
+
+def _min_memory(given: "Mapping[str, str]") -> int | None:
+    text = given.get("min-memory")
+    if text is None:
+        return None
+    if _is_number(text):
+        return int(text)
+    raise ConfigurationError(f"option --min-memory must be a whole number of MiB, not {text!r}")
 
 
 def _owner_pid(given: "Mapping[str, str]") -> int | None:

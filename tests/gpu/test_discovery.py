@@ -316,7 +316,7 @@ def test_answer_is_in_the_format_that_is_asked_for(host: Host, words: list[str],
 
 def test_listing_shows_all_devices_whoever_holds_them_and_claims_none(host: Host) -> None:
     words = ["--simulate=one-lost", "--enable-coordination-mode"]
-    assert host.ask("6", *words).devices == "0,1,2,4,5,6"
+    assert host.ask("6", *words, "--policy=first").devices == "0,1,2,4,5,6"
     before = host.ledger.read_bytes()
     listed = json.loads(host.ask("--list", "--format=json", *words).devices)
     assert [device["index"] for device in listed] == list("01234567")
@@ -534,9 +534,14 @@ class Late:
     name = "late"
     def devices(self, deadline):
         return [Device(0)]
+    def links(self, deadline):
+        return {}
 
+options = Options(sys.argv[1:], os.environ)
+question = discovery.Question(options)
+question._backend = Late()
 try:
-    discovery._answer_coordinated(Options(sys.argv[1:], os.environ), os.getppid(), Late(), time.monotonic() - 1)
+    discovery._coordinated(options, os.getppid(), question, time.monotonic() - 1)
 except ExternalResourceError as error:
     discovery._complain(str(error))
     sys.exit(1)
@@ -692,7 +697,7 @@ def test_each_decision_is_one_line_of_the_log_file(host: Host) -> None:
         f"asked by pid {os.getpid()}: granted 0 as nvidia-smi sees them to pid {os.getpid()} ({program})",
         f"asked by pid {os.getpid()}: refused: 3 wanted, this host has 2",
         f"asked by pid {os.getpid()}: named 0,1 as nvidia-smi sees them, without coordination",
-        f"asked by pid {os.getpid()}: listed none as simulated sees them, without coordination",
+        f"asked by pid {os.getpid()}: listed all devices as simulated sees them",
         f"asked by pid {os.getpid()}: 0 wanted, none granted",
     ]
 

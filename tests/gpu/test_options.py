@@ -13,6 +13,14 @@ DEFAULTS = {
     "simulate": None,
     "backend": "auto",
     "format": "flink",
+    "mig": "instances",
+    "min_memory": None,
+    "name": None,
+    "policy": "connected",
+    "foreign_use": "ignore",
+    "ignore_mask": False,
+    "relative": False,
+    "topology": False,
     "owner_pid": None,
     "timeout": 9.0,
     "wait": 0.0,
@@ -27,6 +35,14 @@ VALUES: dict[str, tuple[str, str, str, object]] = {
     "backend": ("nvml", "nvidia-smi", "backend", "nvml"),
     "simulate": ("dgx-1", "2", "simulate", "dgx-1"),
     "format": ("spark", "json", "format", "spark"),
+    "mig": ("1g.10gb", "gpus", "mig", "1g.10gb"),
+    "min-memory": ("40960", "1", "min_memory", 40960),
+    "name": ("A100", "T4", "name", "A100"),
+    "policy": ("pack", "spread", "policy", "pack"),
+    "foreign-use": ("exclude", "warn", "foreign_use", "exclude"),
+    "ignore-mask": ("true", "false", "ignore_mask", True),
+    "relative": ("true", "false", "relative", True),
+    "topology": ("true", "false", "topology", True),
     "owner-pid": ("17", "18", "owner_pid", 17),
     "timeout": ("0.5", "3", "timeout", 0.5),
     "wait": ("60", "0", "wait", 60.0),
@@ -132,7 +148,7 @@ def test_other_variables_are_not_ours() -> None:
 
 @pytest.mark.parametrize("words", [("--list",), ("--list=true",), ("2", "--list")])
 def test_listing_needs_no_amount(words: tuple[str, ...]) -> None:
-    assert parsed(*words) == DEFAULTS | {"list": True, "amount": 0}
+    assert parsed(*words) == DEFAULTS | {"list": True, "amount": 0, "policy": "first"}
 
 
 @pytest.mark.parametrize("backend", ["auto", "simulated"])
@@ -215,8 +231,41 @@ def test_unknown_backend_and_format_are_refused_with_the_nearest() -> None:
         "option --backend must be one of auto, nvml, nvidia-smi, simulated, not 'smi'"
     )
     assert refusal("2", "--format=Spark") == (
-        "option --format must be one of flink, uuid, env, json, spark, not 'Spark', did you mean 'spark'?"
+        "option --format must be one of flink, uuid, env, json, spark, yaml, not 'Spark', did you mean 'spark'?"
     )
+
+
+@pytest.mark.parametrize("text", ["1g.10gb", "1c.3g.40gb", "7g.80gb", "1g.10gb+me", "gpus", "instances"])
+def test_mig_is_instances_gpus_or_a_profile(text: str) -> None:
+    assert parsed("2", f"--mig={text}")["mig"] == text
+
+
+@pytest.mark.parametrize("text", ["", "gpu", "all", "1g", "10gb", "g.gb", "1g.gb", "1c.", "c.1g.10gb", "²g.1gb"])
+def test_mig_that_is_nothing_of_that_is_refused(text: str) -> None:
+    expected = "option --mig must be instances, gpus or a profile as `nvidia-smi -L` shows it (1g.10gb), not "
+    assert refusal("2", f"--mig={text}").startswith(f"{expected}{text!r}")
+
+
+def test_one_device_is_the_first_and_several_are_connected_by_default() -> None:
+    assert [parsed(amount)["policy"] for amount in ("1", "2")] == ["first", "connected"]
+    assert [parsed(amount, "--policy=pack")["policy"] for amount in ("1", "2")] == ["pack", "pack"]
+
+
+@pytest.mark.parametrize("text", ["", "-1", "40GiB", "1.5", "²", "9" * 5000])
+def test_least_memory_is_a_number_of_mib(text: str) -> None:
+    expected = f"option --min-memory must be a whole number of MiB, not {text!r}"
+    assert refusal("2", f"--min-memory={text}") == expected
+
+
+@pytest.mark.parametrize("form", ["env", "uuid"])
+def test_uuids_are_not_relative_to_a_mask(form: str) -> None:
+    expected = f"--relative and --format {form} exclude each other: that names UUIDs"
+    assert refusal("2", "--relative", f"--format={form}") == expected
+
+
+def test_a_machine_is_described_by_a_list_only() -> None:
+    assert refusal("2", "--format=yaml").startswith("--format yaml belongs to --list")
+    assert parsed("--list", "--format=yaml")["format"] == "yaml"
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "me", "1.0", "", "1 ", "²", "9" * 5000])

@@ -42,6 +42,10 @@ class Auto:
             try:
                 found = backend.devices(deadline)
             except DiscoveryError as error:
+                from externalresource_gpu.backends.stuck import DriverStuckError
+
+                if isinstance(error, DriverStuckError):  # the next one would only hang as well
+                    raise
                 said.append(str(error))
             else:
                 self.name, self._answered = backend.name, backend

@@ -23,7 +23,8 @@ class Query:
     def answer(self, deadline: float) -> tuple[int, str, str]:
         """Return the exit status, stdout and stderr.
 
-        Raises DiscoveryError if the program could not be started, was ended by a signal or not before `deadline`.
+        Raises DiscoveryError if the program could not be started, was ended by a signal or not before `deadline`;
+        DriverStuckError if it was killed then, and is still there.
         """
         from externalresource_gpu.backends import reasons
 
@@ -31,8 +32,15 @@ class Query:
             raise reasons.not_started(self._name, self._program, self._child) from self._child
         try:
             status, out, err = self._child.result(deadline)
-        except Overdue:
-            raise reasons.overdue(self._name, time.monotonic() - self._began) from None
+        except Overdue as overdue:
+            error = reasons.overdue(self._name, time.monotonic() - self._began)
+            if overdue.survivor is None:
+                raise error from None
+            from externalresource_gpu.backends.stuck import DriverStuckError
+
+            raise DriverStuckError(
+                f"{error}; its process {overdue.survivor} was killed and does not end", overdue.survivor
+            ) from None
         except ChildProcessError as error:
             raise reasons.lost(self._name, error) from error
         if status < 0:

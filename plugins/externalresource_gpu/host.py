@@ -1,0 +1,145 @@
+"""The GPUs of this host as one request sees them: what the backend answers, the mask, the filters, the choice.
+
+Nothing that costs is imported before `Question.start` has started nvidia-smi.
+"""
+
+import os
+import time
+
+from externalresource_gpu import backends, dialects
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from externalresource.coordination import Claim
+    from externalresource_gpu.device import Device
+    from externalresource_gpu.options import Options
+    from externalresource_gpu.topology import Links
+
+MASK, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
+
+
+class Question:
+    """What is asked of the backend, and by it of the driver."""
+
+    def __init__(self, options: "Options") -> None:
+        self._options = options
+        self._backend = backends.create(
+            options.backend,
+            options.simulate,
+            topology=options.topology or (options.amount > 1 and options.policy == "connected"),
+            processes=options.foreign_use != "ignore",
+        )
+
+    def start(self) -> None:
+        """Begin to ask. DriverStuckError if somebody did before, was killed, and is still there."""
+        if os.path.lexists(f"{self._options.coordination_file}.stuck"):
+            from externalresource_gpu.backends import stuck
+
+            stuck.check(self._options.coordination_file)
+        self._backend.start()
+
+    def host(self, deadline: float) -> "Host":
+        """Return what the driver answers. DiscoveryError, if it does not before `deadline`."""
+        gpus = self._devices(deadline)
+        return Host(self._options, self._backend.name, gpus, self._backend.links(deadline))
+
+    def look_again(self, host: "Host") -> None:
+        """See what is in use by now, if devices are left out for that."""
+        if self._options.foreign_use == "exclude":
+            host.look(self._devices(time.monotonic() + self._options.timeout))
+
+    def _devices(self, deadline: float) -> "Sequence[Device]":
+        from externalresource.errors import DiscoveryError
+
+        try:
+            return self._backend.devices(deadline)
+        except DiscoveryError as error:
+            from externalresource_gpu.backends import stuck
+
+            if isinstance(error, stuck.DriverStuckError):
+                stuck.remember(self._options.coordination_file, error.pid)
+            raise
+
+
+class Host:
+    """The answer, and what one request makes of it."""
+
+    def __init__(self, options: "Options", backend: str, gpus: "Sequence[Device]", links: "Links") -> None:
+        from externalresource_gpu import candidates, visibility
+        from externalresource_gpu.choice import Choice
+
+        #: The one that answered.
+        self.backend = backend
+        self._options, self._gpus, self._links = options, gpus, links
+        self._mask = None if options.ignore_mask else os.environ.get(MASK)
+        self._shown = visibility.visible(self._mask, gpus)
+        self._choice = Choice(gpus, links, options.policy, options.foreign_use)
+        wanted = candidates.Wanted(options.mig, options.min_memory, options.name, self._mask)
+        self._listed = candidates.listed(gpus, self._shown, wanted)
+
+    def look(self, gpus: "Sequence[Device]") -> None:
+        """Take what is in use from a later answer."""
+        self._choice.look(gpus)
+
+    def candidates(self) -> "list[Device]":
+        """Return what may be handed out, in the order of the mask.
+
+        Raises NotEnoughDevicesError if the host could never give enough, DiscoveryError if ordinals are wanted and not
+        certain.
+        """
+        from externalresource_gpu import candidates
+
+        found = candidates.usable(self._listed, self._shown, self._options.amount)
+        if self._options.relative:
+            self._check_ordinals(found)
+        return found
+
+    def choose(self, free: "Sequence[Device]", claims: "Sequence[Claim]", amount: int) -> "list[Device]":
+        """Return the best of the free devices; NotEnoughDevicesError if too many are in use."""
+        return self._choice(free, claims, amount)
+
+    def answer(self, granted: "Sequence[Device]") -> str:
+        """Return what goes to stdout for the devices that were granted."""
+        from externalresource_gpu import visibility
+
+        ordinals = {}
+        if self._options.relative:
+            for device in granted:
+                ordinals[device.place] = {"ordinal": str(visibility.ordinal(device, self._shown))}
+        return dialects.render(self._options.format, granted, ordinals)
+
+    def doubts(self, granted: "Sequence[Device]") -> list[str]:
+        """Return what may not be as whoever asked believes."""
+        from externalresource_gpu import visibility
+
+        found = [visibility.ambiguity(self._mask, self._gpus, os.environ.get(ORDER)), self._choice.reasons(granted)]
+        if sum(device.mig_index is not None for device in granted) > 1:
+            found.append("one process can use only one MIG instance: CUDA shows it the first")
+        return [doubt for doubt in found if doubt]
+
+    def listing(self) -> str:
+        """Return all devices, with the reason why one is not handed out; or the host as a machine to simulate."""
+        if self._options.format == "yaml":
+            from externalresource_gpu import recording
+
+            return recording.render(self._gpus, self._links)
+        more = {place: {"in_use": used} for place, used in self._choice.used.items()}
+        if self._options.topology:
+            from externalresource_gpu import topology
+
+            for gpu, row in zip(self._gpus, topology.matrix(self._links, self._gpus), strict=True):
+                more.setdefault(gpu.place, {})["links"] = " ".join(row)
+        return dialects.render(self._options.format, self._listed, more)
+
+    def _check_ordinals(self, found: "Sequence[Device]") -> None:
+        """Raise DiscoveryError if it is not certain by which numbers CUDA knows these devices."""
+        from externalresource.errors import DiscoveryError
+        from externalresource_gpu import visibility
+
+        doubt = visibility.ambiguity(self._mask, self._gpus, os.environ.get(ORDER), relative=True)
+        if doubt is None and any(visibility.ordinal(device, self._shown) is None for device in found):
+            doubt = "CUDA shows a process one MIG instance only"
+        if doubt is not None:
+            raise DiscoveryError(f"--relative: CUDA's numbers are not known here, as {doubt}; use UUIDs, --format uuid")
