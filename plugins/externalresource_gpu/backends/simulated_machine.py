@@ -43,6 +43,8 @@ _INSTANCE = (
 )
 _PROCESS = ("pid", "memory")
 _DRIVER = ("fails", "says", "crashes", "slow")
+#: All that a file may say.
+KEYS = frozenset({*_SECTIONS, *_OWN, *_SHARED, *_INSTANCE, *_PROCESS, *_DRIVER})
 _COMPUTE_MODES = ("Default", "Exclusive_Thread", "Exclusive_Process", "Prohibited")
 _MIG_MODES = ("Enabled", "Disabled")
 _BUS_ID = re.compile(r"([0-9A-Fa-f]{4}){1,2}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
