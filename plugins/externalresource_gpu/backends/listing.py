@@ -101,7 +101,7 @@ def _split(output: str) -> "tuple[list[str], list[_Lost]]":
     for line in map(str.strip, output.splitlines()):
         if match := _LOST.match(line):
             index, bus_id, reason = match["index"], match["bus_id"], match["reason"]
-            lost.append((int(index) if index else None, bus_id, reasons.quote(reason)))
+            lost.append((int(index) if index else None, bus_id, reasons.failure(reason)))
         elif line and line != _NO_DEVICES and not line.startswith(_WARNING):
             rows.append(line)
     return rows, lost

@@ -81,6 +81,12 @@ def quote(text: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
+def failure(said: str) -> str:
+    """Return what nvidia-smi says is wrong with a GPU in NVML's words, without the advice that may follow them."""
+    known = (known for known in WORDS.values() if said == known or said.startswith(f"{known}."))
+    return next(known, quote(said))
+
+
 def unusable(
     failures: "Iterable[str]", compute_mode: str | None, recovery_action: str | None = None, *, mig: bool = False
 ) -> str | None:
