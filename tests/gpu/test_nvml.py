@@ -347,6 +347,14 @@ def test_links_of_a_lost_or_silent_gpu_are_unknown(stub: Stub) -> None:
     assert found == {(0, 2): "PIX"}
 
 
+def test_each_look_is_a_new_one(stub: Stub) -> None:
+    backend = stub("lost:1")
+    backend.start()
+    assert backend.devices(soon())[1].unusable
+    stub.behave()
+    assert backend.devices(soon()) == [device(0), device(1)]
+
+
 def test_links_are_those_of_the_last_answer(stub: Stub) -> None:
     backend = stub("nvlink", topology=True)
     assert linked(backend) == {(0, 1): "NV2"}

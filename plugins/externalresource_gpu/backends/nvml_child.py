@@ -180,11 +180,10 @@ def _long_processes(library: Library) -> bool:
 
 def topology(handles: Mapping[int, Handle]) -> dict[str, Any]:
     """Return the PCIe level of each two GPUs, and what is at the far ends of each GPU's NVLinks, as far as known."""
-    levels = []
-    for (one, handle), (other, far) in itertools.combinations(handles.items(), 2):
-        level, code = handle.attempt("nvmlDeviceGetTopologyCommonAncestor", far.raw)
-        if not code:
-            levels.append((one, other, level))
+    levels = [
+        (one, other, handle.attempt("nvmlDeviceGetTopologyCommonAncestor", far.raw)[0])
+        for (one, handle), (other, far) in itertools.combinations(handles.items(), 2)
+    ]
     return {"levels": levels, "nvlinks": [(index, _nvlinks(handle)) for index, handle in handles.items()]}
 
 
