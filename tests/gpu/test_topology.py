@@ -21,9 +21,7 @@ def test_soc_is_the_old_word_for_sys() -> None:
     assert topology.rank("SOC") == topology.rank("SYS")
 
 
-@pytest.mark.parametrize(
-    "link", [None, "", "?", "N/A", "NV", "NV0", "NV#", "NV-1", "NV²", "NV٣", "nv4", "OK", "NV12345"]
-)
+@pytest.mark.parametrize("link", [None, "", "?", "N/A", "NV", "NV0", "NV#", "NV-1", "NV²", "NV٣", "nv4", "NV12345"])
 def test_link_that_is_none_is_unknown(link: str | None) -> None:
     assert topology.rank(link) == 0
 

@@ -76,6 +76,7 @@ def places(mask: str | None, devices: list[Device] = GPUS) -> list[str]:
         ("0, 1, 2, 1", ""),
         ("2,02", ""),
         ("0,-0", ""),
+        ("00", "0"),
         ("0,-1,0", "0"),
         ("one,two,3,4", ""),
         ("4,3,two,one", "43"),
@@ -289,6 +290,10 @@ def test_mask_by_index_is_ambiguous_where_cuda_counts_otherwise(
     mask: str | None, devices: list[Device], order: str | None, reason: str | None, *, relative: bool
 ) -> None:
     assert ambiguity(mask, devices, order, relative=relative) == reason
+
+
+def test_no_mask_is_not_ambiguous_as_a_bound() -> None:
+    assert ambiguity(None, BOARD, None) is None
 
 
 def test_gpu_that_needs_a_reset_is_counted_by_cuda() -> None:
