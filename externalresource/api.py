@@ -1,6 +1,6 @@
 """What the author of a driver imports: `hookimpl`, the factory's specification, and what a driver must answer."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
@@ -47,7 +47,26 @@ class Listing(Protocol):
     """A driver that can show what is here."""
 
     def devices(self) -> Collection[ExternalResourceInfo]:
-        """Return all devices that it sees; one that it would not hand out has a property `unusable`, the reason."""
+        """Return all devices that it sees.
+
+        Some properties mean the same for every driver: `index` and `uuid`; `unusable`, why a device would not be handed
+        out; `in_use`, by what it is used, as far as the driver knows; `links`, how it is connected to each device that
+        has links, in their order and with blanks between.
+        """
+
+
+class Columns(Protocol):
+    """A driver that says which properties `discover` shows to people. Without this it shows all."""
+
+    #: By heading, in the order in which they stand: of the properties the first that a device has.
+    columns: Mapping[str, Sequence[str]]
+
+
+class Recording(Protocol):
+    """A driver that can describe this host."""
+
+    def record(self) -> str:
+        """Return the text of a file that its option `simulate` takes, without anything that names the host."""
 
 
 class Environment(Protocol):

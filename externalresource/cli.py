@@ -11,8 +11,8 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from externalresource import holdings
-from externalresource.api import ExternalResourceDriver, ExternalResourceInfo
+from externalresource import holdings, inventory
+from externalresource.api import ExternalResourceDriver
 from externalresource.context import RuntimeContext
 from externalresource.coordination import Holding, pid_here
 from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError
@@ -122,12 +122,27 @@ def cli() -> None:
 @cli.command()
 @_resource
 @_format
+@click.option("--topology", is_flag=True, help="Also how they are connected, in the words of `nvidia-smi topo -m`.")
+@click.option("--record", metavar="FILE", help="Write this host to a file for --simulate, with its UUIDs masked.")
 @_driver_options
-def discover(resource: str, form: str, **given: Any) -> None:
-    """Show the devices of this host, and why one is not handed out."""
+def discover(resource: str, form: str, *, record: str | None, **given: Any) -> None:
+    """Show the devices of this host, their health and who holds them."""
     driver = create_driver(resource, _options(given))
-    found = [_properties(info) for info in _asked(driver, "devices", resource)()]
-    _show(found, form, nothing=f"This host has no {resource} device.")
+    if record is not None:
+        _write(record, _asked(driver, "record", resource)())
+        click.echo(f"wrote {record}; to see it: externalresource discover --simulate {record}")
+        return
+    found = list(_asked(driver, "devices", resource)())
+    held = _held(driver)
+    if form == "json":
+        _show([inventory.record(info, held) for info in found], form, nothing="")
+        return
+    columns = getattr(driver, "columns", None)
+    lines = [inventory.line(info, held, columns) for info in found]
+    _show(lines, form, nothing=f"This host has no {resource} device.")
+    if given["topology"] and found:
+        click.echo()
+        _show(inventory.matrix(found), form, nothing="Nothing is known of how they are connected.")
 
 
 @cli.command(cls=_Run, options_metavar="[OPTIONS]")
@@ -249,7 +264,7 @@ def _pair(text: str, what: str, example: str) -> tuple[str, str]:
     return name, value
 
 
-def _asked(driver: ExternalResourceDriver, method: str, resource: str) -> Callable[..., Iterable[Any]]:
+def _asked(driver: ExternalResourceDriver, method: str, resource: str) -> Callable[..., Any]:
     """Return a method that a driver may have; PluginError if this one has not."""
     found = getattr(driver, method, None)
     if found is None:
@@ -257,8 +272,23 @@ def _asked(driver: ExternalResourceDriver, method: str, resource: str) -> Callab
     return found  # type: ignore[no-any-return]
 
 
-def _properties(info: ExternalResourceInfo) -> dict[str, str]:
-    return {key: value for key in info.get_keys() if (value := info.get_property(key)) is not None}
+def _held(driver: ExternalResourceDriver) -> list[Holding]:
+    """Return who holds what, if that can be told: the devices are shown in any case."""
+    if not hasattr(driver, "held"):
+        return []
+    try:
+        return list(driver.held())
+    except ExternalResourceError as error:
+        click.echo(f"externalresource: who holds what is not known: {error}", err=True)
+        return []
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise ExternalResourceError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _show(rows: Sequence[Mapping[str, object]], form: str, *, nothing: str) -> None:

@@ -31,6 +31,7 @@ ROOMS = {
     "demo_host": "all above",
     "demo": "all above",
     "holdings": "errors coordination",
+    "inventory": "errors api coordination holdings",
     "tables": "",
     "cli": "all above",
     "__init__": "",  # its names are resolved when they are first used

@@ -37,16 +37,71 @@ def test_discover_shows_a_table_with_a_row_for_each_device(environment: dict[str
     done = call(environment, "discover")
     heading, *rows = done.stdout.splitlines()
     assert done.returncode == 0
-    assert heading.split()[:3] == ["INDEX", "UUID", "NAME"]
+    assert re.split(r"\s{2,}", heading) == ["INDEX", "NAME", "MEMORY MIB", "MIG", "NUMA", "HEALTH", "HELD BY", "UUID"]
     assert [row.split()[0] for row in rows] == ["0", "1"]
     assert {row.index("NVIDIA") for row in rows} == {heading.index("NAME")}
 
 
 def test_discover_says_why_a_device_is_not_handed_out(environment: dict[str, str]) -> None:
     found = json.loads(call(environment, "discover", "--simulate", "one-lost", "--format", "json").stdout)
-    assert len([device for device in found if "unusable" not in device]) == len(found) - 1
-    heading = call(environment, "discover", "--simulate", "one-lost").stdout.splitlines()[0]
-    assert heading.split()[:3] == ["INDEX", "UUID", "UNUSABLE"], "the reason finds room on a terminal"
+    assert [device["index"] for device in found if "unusable" in device] == ["3"]
+    rows = call(environment, "discover", "--simulate", "one-lost").stdout.splitlines()[1:]
+    assert [row.split()[0] for row in rows if "  GPU is lost  " in row] == ["3"]
+    assert len([row for row in rows if "  ok  " in row]) == len(rows) - 1
+
+
+def test_discover_says_who_holds_a_device(environment: dict[str, str]) -> None:
+    inside = f"'{COMMAND}' discover; '{COMMAND}' discover --format json"
+    holder = call(environment, "run", "gpu=1", "--", "sh", "-c", f"echo $$; {inside}")
+    pid, _, *lines = holder.stdout.splitlines()
+    assert f"  pid {pid} sh  " in lines[0]
+    assert "  pid " not in lines[1]
+    first, second = json.loads("\n".join(lines[2:]))
+    assert (first["held_by"]["pid"], first["held_by"]["state"]) == (int(pid), "living")
+    assert "held_by" not in second
+
+
+def test_discover_shows_mig_instances_below_their_gpu(environment: dict[str, str]) -> None:
+    rows = call(environment, "discover", "--simulate", "a100-mig-mixed").stdout.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["0", "1", "1:0", "1:1", "1:2", "1:3", "2", "2:0", "2:2", "2:5", "3"]
+    assert "MIG is on: its instances are the devices" in rows[1]
+    assert "  1c.2g.10gb  " in rows[3]
+
+
+def test_discover_draws_the_topology(environment: dict[str, str]) -> None:
+    table, _, matrix = call(environment, "discover", "--simulate", "dgx-1", "--topology").stdout.partition("\n\n")
+    assert len(table.splitlines()) == 9
+    heading, first, *_ = matrix.splitlines()
+    assert heading.split() == list("01234567")
+    assert first.split() == ["0", "X", "NV1", "NV1", "NV2", "NV2", "SYS", "SYS", "SYS"]
+
+
+def test_discover_records_the_host_for_a_simulation(environment: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "here.yaml"
+    assert call(environment, "discover", "--simulate", "dgx-1", "--record", str(file)).returncode == 0
+    columns = "index", "name", "memory.total", "numa_node", "links"
+
+    def seen(machine: str) -> list[list[str]]:
+        found = json.loads(call(environment, "discover", "--simulate", machine, "--topology", "--format=json").stdout)
+        return [[device[column] for column in columns] for device in found]
+
+    assert seen(str(file)) == seen("dgx-1")
+
+
+def test_record_that_cannot_be_written_is_one_line(environment: dict[str, str]) -> None:
+    done = call(environment, "discover", "--record", "/missing/here.yaml")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "externalresource: cannot write /missing/here.yaml: No such file or directory\n"
+
+
+def test_discover_shows_the_devices_though_nobody_knows_who_holds_them(
+    environment: dict[str, str], ledger: Path
+) -> None:
+    ledger.write_text("rubbish\n")
+    done = call(environment, "discover")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 3)
+    assert done.stderr.startswith(f"externalresource: who holds what is not known: {ledger}, line 1: cannot read")
+    assert done.stderr.count("\n") == 1
 
 
 def test_discover_says_that_there_is_nothing(environment: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ from externalresource.errors import NotEnoughDevicesError
 from externalresource_gpu.device import Device
 
 INSTANCES, GPUS = "instances", "gpus"
+_SHOWN = 24  # characters of a mask
 _MIG_ON = "MIG is on: its instances are the devices"
 
 
@@ -34,7 +35,7 @@ def listed(gpus: Sequence[Device], shown: Sequence[Device], wanted: Wanted) -> l
     def judged(gpu: Device, device: Device) -> Device:
         reason = device.unusable or gpu.unusable or _not_wanted(device, wanted)
         if reason is None and device.place not in places:
-            reason = f"hidden by CUDA_VISIBLE_DEVICES={wanted.mask}"
+            reason = f"hidden by CUDA_VISIBLE_DEVICES={_short(wanted.mask or '')}"
         return replace(device, unusable=reason)
 
     return [judged(gpu, device) for gpu in gpus for device in (gpu, *gpu.instances)]
@@ -86,6 +87,10 @@ def _not_by_name(device: Device, part: str | None) -> str | None:
     if part is None or part.casefold() in (device.name or "").casefold():
         return None
     return f"its name is {device.name or 'unknown'}, and {part!r} is wanted"
+
+
+def _short(mask: str) -> str:
+    return mask if len(mask) <= _SHOWN else f"{mask[:_SHOWN]}..."
 
 
 def _reasons(devices: Sequence[Device]) -> Iterator[str]:

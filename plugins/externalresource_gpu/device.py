@@ -76,7 +76,7 @@ class Device:
             "compute_mode": self.compute_mode,
             "mig.mode.current": self.mig_mode,
             "mig.profile": self.mig_profile,
-            "mig.place": None if self.mig_index is None else self.place,
+            "place": None if self.mig_index is None else self.place,
             "parent.uuid": self.parent_uuid,
             "parent.index": self.parent_token,
             "numa_node": self.numa_node,

@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from externalresource.api import ExternalResourceInfo, hookimpl
 from externalresource.coordination import Coordination, Holding, Owner, Witness, identify, in_container
 from externalresource.errors import ConfigurationError, CoordinationError, DiscoveryError, did_you_mean
 from externalresource_gpu import dialects, script
-from externalresource_gpu.device import Device
 from externalresource_gpu.options import FLAGS, PREFIX, VALUED, Options
 
 _DEFAULT_TIMEOUT = 10.0  # seconds, as in Flink
@@ -35,7 +35,10 @@ class GPUInfo:
         self._properties = dict(properties)
 
     def get_property(self, key: str) -> str | None:
-        """Return `index`, and what else is known: `uuid`, `name`, `memory.total` (MiB), `pci.bus_id`, ..."""
+        """Return `index`, and what else is known: `uuid`, `name`, `memory.total` (MiB), `pci.bus_id`, ...
+
+        The index of a MIG instance is its UUID, as in CUDA_VISIBLE_DEVICES; `place` is its `GPU:NUMBER` for people.
+        """
         return self._properties.get(key)
 
     def get_keys(self) -> Collection[str]:
@@ -51,23 +54,43 @@ class GPUInfo:
         return f"GPU Device({self._properties.get('index')})"
 
 
+class _Granted:
+    """An info's device as the coordination file knows it, to be given back."""
+
+    parent_uuid = parent_token = None  # a MIG instance is known by its own UUID
+
+    def __init__(self, info: GPUInfo) -> None:
+        self.token = info.get_property("index") or ""
+        self.uuid = info.get_property("uuid")
+
+
 @dataclass(frozen=True, slots=True)
 class _Grant:
     """What one call has claimed."""
 
-    devices: Sequence[Device]
+    devices: Sequence[_Granted]
     owner: Owner
     #: A lock of this process, for those who cannot see its pid.
     witness: Witness | None
 
 
 class GPUDriver:
-    """The GPUs of one resource.
+    """The GPUs of one resource: whole ones, or MIG instances of them.
 
     Options: `discovery-script.path` (ours by default), `discovery-script.args`, `discovery-script.timeout` (seconds, 10
     by default), and each option of our script by its name (`simulate`, `coordination-file`, ...), which are appended to
     the arguments. The script runs as a child of this process, which thus owns what it claims.
     """
+
+    columns = MappingProxyType(
+        {
+            "index": ("place", "index"),
+            "name": ("name",),
+            "memory MiB": ("memory.total",),
+            "MIG": ("mig.profile", "mig.mode.current"),
+            "NUMA": ("numa_node",),
+        }
+    )
 
     def __init__(self, options: Mapping[str, str]) -> None:
         _check_names(options)
@@ -113,10 +136,20 @@ class GPUDriver:
             raise DiscoveryError(f"{self._script.name} cannot list devices: only our own discovery script does")
         return self._ask(*self._words, "--list")
 
+    def record(self) -> str:
+        """Return this host as a machine for `--simulate`: a YAML file without what identifies it."""
+        if self._options is None:
+            raise DiscoveryError(f"{self._script.name} cannot describe the host: only our own discovery script does")
+        return self._script.run([*self._words, "--list", "--topology", "--format", "yaml"], self._timeout)
+
     def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
         """Return CUDA_VISIBLE_DEVICES and its kin for exactly these GPUs, ordered by index."""
-        ordered = sorted(infos, key=_order)
-        return dialects.environment([info.get_property("uuid") or info.get_property("index") or "" for info in ordered])
+        return dialects.environment(
+            [
+                dialects.mask_name(info.get_property("uuid"), info.get_property("index") or "")
+                for info in sorted(infos, key=_order)
+            ]
+        )
 
     def held(self, owner: Owner | None = None) -> Collection[Holding]:
         """Return who holds which GPU, by the coordination file; only what one owner holds, if that is given."""
@@ -156,7 +189,7 @@ class GPUDriver:
             if witness is not None:
                 self._take_back(witness)
             raise
-        self._grants.append(_Grant([_device(info) for info in infos], owner, witness))
+        self._grants.append(_Grant([_Granted(info) for info in infos], owner, witness))
         return infos
 
     def _take_back(self, witness: Witness) -> None:
@@ -237,10 +270,8 @@ def _timeout(options: Mapping[str, str]) -> float:
     return seconds
 
 
-def _device(info: GPUInfo) -> Device:
-    return Device(index=int(info.get_property("index") or 0), uuid=info.get_property("uuid"))
-
-
-def _order(info: ExternalResourceInfo) -> tuple[int, str]:
+def _order(info: ExternalResourceInfo) -> tuple[list[int], str]:
+    """Sort GPUs by index, MIG instances by GPU and number, and what a foreign script calls its devices last."""
     index = info.get_property("index") or ""
-    return (int(index), "") if index.isdecimal() else (sys.maxsize, index)
+    place = (info.get_property("place") or index).split(":")
+    return ([int(part) for part in place], "") if all(map(str.isdecimal, place)) else ([sys.maxsize], index)
