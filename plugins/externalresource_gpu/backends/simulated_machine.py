@@ -51,7 +51,8 @@ _BUS_ID = re.compile(r"([0-9A-Fa-f]{4}){1,2}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7
 _PROFILE = re.compile(r"\S*\dg\.\d+gb\S*", re.ASCII)
 _LEVEL = re.compile(r"NV[1-9]\d?|PSB|PIX|PXB|PHB|NODE|SYS|SOC", re.ASCII)  # two of them are those of old drivers
 _LEVELS = "NV1, NV2, ... (so many NVLinks), PIX, PXB, PHB, NODE or SYS"
-_SECONDS = re.compile(r"\d{1,5}(\.\d{1,3})?", re.ASCII)
+_LAST = 0xFFFF  # of the numbers that stand in made-up UUIDs
+_SECONDS = re.compile(r"\d{1,3}(\.\d{1,3})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,7 @@ def _gpus(entries: "Sequence[Entry]", each: "dict[str, Entry]", seed: str) -> tu
 
 def _gpu(position: int, written: "Mapping[str, Entry]", seed: str) -> Device:
     given = _known(written)
-    index = _number(given, "index")
-    index = position if index is None else index
+    index = given["index"].number("index", last=_LAST) if "index" in given else position
     compute_mode = given["compute_mode"].word("compute_mode", _COMPUTE_MODES) if "compute_mode" in given else None
     device = Device(
         index=index,
@@ -141,8 +141,7 @@ def _instances(gpu: Device, listed: "Entry", seed: str) -> tuple[Device, ...]:
 def _instance(gpu: Device, position: int, entry: "Entry", seed: str) -> tuple[int, Device]:
     written = entry.fields(_INSTANCE)
     given = _known(written)
-    number = _number(given, "mig_index")
-    number = position if number is None else number
+    number = given["mig_index"].number("mig_index", last=_LAST) if "mig_index" in given else position
     profile = None
     if "profile" in given:
         profile = _matching(given["profile"], "profile", _PROFILE, "like 3g.20gb or 1c.3g.20gb")
