@@ -76,7 +76,7 @@ int nvmlDeviceGetHandleByIndex_v2(u32 index, void **handle) {
 }
 int nvmlDeviceGetUUID(void *h, char *uuid, u32 size) {
     if (instance(h)) snprintf(uuid, size, "MIG-%08u-0000-0000-0000-%012u", slot(h), number(h));
-    else snprintf(uuid, size, "GPU-00000000-0000-0000-0000-%012u", number(h));
+    else snprintf(uuid, size, "GPU-00000000-0000-0000-0000-%012u", on(h, "twin") ? 0 : number(h));
     if (instance(h) && slot(h) == 3) return on(h, "instance destroyed") ? INVALID : on(h, "no instance uuid") ? MISSING : 0;
     return on(h, "no uuid") ? UNKNOWN : 0;
 }

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from externalresource.errors import DiscoveryError
-from externalresource_gpu.backends import create, nvml_child
+from externalresource_gpu.backends import create, nvml, nvml_child
 from externalresource_gpu.backends.auto import Auto
 from externalresource_gpu.backends.nvml import Nvml
 from externalresource_gpu.device import Device, Process
@@ -96,6 +96,19 @@ def test_lost_gpu_has_the_bus_id_that_the_driver_still_lists_for_it(stub: Stub) 
         (stub.bound / bus).mkdir(parents=True)
     lost = Device(1, pci_bus_id="0000F001:0A:00.0", unusable="GPU is lost")
     assert stub("lost:1", count=3).devices(soon()) == [device(0), lost, device(2)]
+
+
+def test_driver_lists_gpus_by_text_and_nvml_by_number() -> None:
+    first, second = "00009000:01:00.0", "00010000:01:00.0"
+    assert nvml.placed([Device(0, pci_bus_id=first), Device(1)], ["10000:01:00.0", "9000:01:00.0"]) == [
+        Device(0, pci_bus_id=first),
+        Device(1, pci_bus_id=second),
+    ]
+
+
+def test_two_gpus_of_one_uuid_are_an_error_as_claims_go_by_it(stub: Stub) -> None:
+    with pytest.raises(DiscoveryError, match="NVML: two GPUs have the UUID GPU-00000000-0000-0000-0000-000000000000"):
+        stub("twin:1").devices(soon())
 
 
 @pytest.mark.parametrize("buses", [["f000:0a:00.0", "f002:0a:00.0"], ["f000:0a:00.0", "f001:0a:00.0", "f009:0a:00.0"]])
@@ -518,3 +531,27 @@ def test_auto_is_nvml_then_nvidia_smi(stub: Stub, tmp_path: Path, monkeypatch: p
     auto.start()
     assert auto.devices(soon()) == [device(0), device(1)]
     assert auto.name == "nvml"
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "said", "remedy"),
+    [
+        ("permission", 4, "Failed to initialize NVML: Insufficient Permissions", "who may open /dev/nvidia*"),
+        ("driver", 9, "NVIDIA-SMI has failed because it couldn't communicate", "modprobe nvidia"),
+        ("mismatch", 18, "Failed to initialize NVML: Driver/library version mismatch", "reload the nvidia kernel"),
+        ("unknown", 255, "Failed to initialize NVML: Unknown Error", "has to be recreated"),
+    ],
+)
+def test_auto_tells_of_both_what_they_said_and_what_to_do(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, status: int, said: str, remedy: str
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f'#!/bin/sh\necho "{said}"\nexit {status}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    stub.behave(word)
+    with pytest.raises(DiscoveryError) as error:
+        create("auto").devices(soon())
+    assert message(error).startswith("no GPU can be listed: NVML failed: nvmlInit: ")
+    assert f"; nvidia-smi failed (exit {status}): {said}" in message(error)
+    assert message(error).count(remedy) == 2

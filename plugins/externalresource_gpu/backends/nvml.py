@@ -49,12 +49,13 @@ class Nvml:
     def devices(self, deadline: float) -> "list[Device]":
         query = self._query or self._ask()
         self._query, self._links = None, {}
-        from externalresource_gpu.backends import pci, reasons
+        from externalresource_gpu.backends import listing, pci, reasons
 
         bound = pci.bound(self._bound)
         answer = read(*query.answer(deadline), bound)
+        found = listing.unique("NVML", placed([device(gpu) for gpu in answer["gpus"]], bound))
         self._links = links(answer)
-        return placed([device(gpu) for gpu in answer["gpus"]], bound) or reasons.none_found("NVML", bound)
+        return found or reasons.none_found("NVML", bound)
 
     def links(self, deadline: float) -> "Links":  # noqa: ARG002 - they came with the devices
         return self._links

@@ -194,7 +194,7 @@ def _nvlinks(handle: Handle) -> list[str]:
         active, _ = handle.attempt("nvmlDeviceGetNvLinkState", link)
         if active:
             kind, _ = handle.attempt("nvmlDeviceGetNvLinkRemoteDeviceType", link)
-            remote, _ = handle.attempt("nvmlDeviceGetNvLinkRemotePciInfo", link)
+            remote = None if kind == _SWITCH else handle.attempt("nvmlDeviceGetNvLinkRemotePciInfo", link)[0]
             ends.append("switch" if kind == _SWITCH else _bus_id(remote))
     return [end for end in ends if end]
 
