@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from externalresource.errors import DiscoveryError
+from externalresource_gpu.backends import pci
 from externalresource_gpu.backends.nvidia_smi import NvidiaSmi
 from externalresource_gpu.backends.simulated import Simulated
 
@@ -134,6 +135,7 @@ each:
   memory_used: 301
   compute_mode: Default
   mig_mode: Disabled
+  numa_node: 0
   processes: []
 gpus:
   - uuid: GPU-00000000-0000-0000-0000-000000000000
@@ -151,11 +153,13 @@ gpus:
     memory_used: unknown
     compute_mode: unknown
     mig_mode: unknown
+    numa_node: unknown
     processes: unknown
   - uuid: GPU-00000000-0000-0000-0000-000000000003
     index: 3
     pci_bus_id: 0000F003:0A:00.0
     mig_mode: Enabled
+    numa_node: 1
     instances:
       - {{profile: 1c.3g.20gb, gpu_instance: 1, compute_instance: 0, memory_total: 19968, memory_used: 26,
           uuid: MIG-00000000-0000-0000-0000-000000000003}}
@@ -185,11 +189,12 @@ each:
   memory_used: 301
   compute_mode: Default
   mig_mode: Disabled
+  numa_node: 0
   processes: []
 gpus:
   - {{uuid: GPU-00000000-0000-0000-0000-000000000000, pci_bus_id: "0000F000:0A:00.0"}}
   - {{uuid: GPU-00000000-0000-0000-0000-000000000001, pci_bus_id: "0000F001:0A:00.0"}}
-  - {{uuid: GPU-00000000-0000-0000-0000-000000000002, pci_bus_id: "0000F002:0A:00.0"}}
+  - {{uuid: GPU-00000000-0000-0000-0000-000000000002, pci_bus_id: "0000F002:0A:00.0", numa_node: 1}}
 links:
   GPU0: X    NV10 NV12
   GPU1: NV10 X    NV10
@@ -226,6 +231,7 @@ each:
   memory_used: 301
   compute_mode: Default
   mig_mode: Disabled
+  numa_node: 0
   processes: []
 gpus:
   - uuid: GPU-00000000-0000-0000-0000-000000000000
@@ -239,6 +245,7 @@ gpus:
   - uuid: GPU-00000000-0000-0000-0000-000000000002
     pci_bus_id: 0000F002:0A:00.0
     compute_mode: Prohibited
+    numa_node: 1
   - uuid: unknown
     pci_bus_id: 0000F003:0A:00.0
     unusable: Insufficient Permissions
@@ -247,12 +254,15 @@ gpus:
     memory_used: unknown
     compute_mode: unknown
     mig_mode: unknown
+    numa_node: unknown
     processes: unknown
   - uuid: GPU-00000000-0000-0000-0000-000000000004
     pci_bus_id: 0000F004:0A:00.0
     unusable: recovery action is Reset
+    numa_node: 2
   - uuid: GPU-00000000-0000-0000-0000-000000000005
     pci_bus_id: 0000F005:0A:00.0
+    numa_node: 2
     memory_total: unknown
     memory_used: unknown
     unusable: Unknown Error
@@ -290,8 +300,13 @@ def soon() -> float:
 
 @pytest.mark.parametrize("machine", [MIXED, SWITCHED, SICK], ids=["mixed", "switched", "sick"])
 def test_records_and_links_of_a_machine_are_the_same_whoever_tells(
-    stub: Stub, nvidia_smi: Callable[[Machine], NvidiaSmi], tmp_path: Path, machine: Machine
+    stub: Stub,
+    nvidia_smi: Callable[[Machine], NvidiaSmi],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    machine: Machine,
 ) -> None:
+    monkeypatch.setattr(pci, "numa_node", lambda bus_id: int(bus_id[7]) // 2)  # Linux knows of none of these GPUs
     description = tmp_path / "machine.yaml"
     description.write_text(machine.yaml)
     for index in range(machine.count):
