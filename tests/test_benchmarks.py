@@ -37,3 +37,11 @@ def test_claims_are_measured_beside_their_floor() -> None:
         for number in ("4", "9")
     ]
     assert all(float(number) > 0 for row in rows for number in row[2:])
+
+
+def test_backends_are_not_measured_where_nothing_answers() -> None:
+    command = [sys.executable, str(_BENCHMARKS / "backends.py")]
+    empty = os.environ | {"PATH": ""}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, env=empty)
+    assert done.returncode == 1
+    assert done.stderr.startswith("backends.py: nvidia-smi was not found on PATH")
