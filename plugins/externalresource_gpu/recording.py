@@ -7,6 +7,7 @@ import re
 import zlib
 
 from externalresource_gpu import topology
+from externalresource_gpu.backends.simulated_links import UNKNOWN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 _HEADING = (
     "# Recorded by `externalresource discover --record`: UUIDs and pids are made up, and nothing names the host.\n"
 )
-_UNKNOWN_LINK = "N/A"  # in the file: a `?` means something to YAML
 #: Above the highest pid that Linux gives: a recorded process is never taken for one that lives here.
 _PIDS = (1 << 22) + 1
 _UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.IGNORECASE)
@@ -95,10 +95,10 @@ def _process(process: "Process", pids: dict[int, int]) -> "Mapping[str, object]"
 def _links(devices: "Sequence[Device]", links: "Links") -> list[str]:
     """Return the matrix; or the one link that all pairs have."""
     matrix = [
-        [_UNKNOWN_LINK if cell == topology.UNKNOWN else cell for cell in row] for row in topology.matrix(links, devices)
+        [UNKNOWN if cell == topology.UNKNOWN else cell for cell in row] for row in topology.matrix(links, devices)
     ]
     different = {cell for row, cells in enumerate(matrix) for column, cell in enumerate(cells) if row != column}
-    if different <= {_UNKNOWN_LINK}:
+    if different <= {UNKNOWN}:
         return []
     if len(different) == 1:
         return [f"links: {different.pop()}"]

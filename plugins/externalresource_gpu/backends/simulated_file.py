@@ -6,6 +6,7 @@ from externalresource.errors import DiscoveryError, did_you_mean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterable
 
 
@@ -64,6 +65,13 @@ class Entry:
         if not self.scalar:
             raise self.wrong(f"{key} must be a text, not {self.shown}")
         return self.scalar
+
+    def matching(self, key: str, pattern: "re.Pattern[str]", example: str) -> str:
+        """Return the text, which is as the example says."""
+        text = self.scalar or ""
+        if not pattern.fullmatch(text):
+            raise self.wrong(f"{key} must be {example}, not {self.shown}")
+        return text
 
     @property
     def unknown(self) -> bool:

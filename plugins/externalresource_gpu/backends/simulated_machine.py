@@ -2,11 +2,10 @@
 
 import re
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 from externalresource.errors import DiscoveryError
-from externalresource_gpu.backends import machines, pci, reasons, simulated_file
-from externalresource_gpu.backends.simulated_driver import SIGNALS, Driver
+from externalresource_gpu.backends import machines, pci, reasons, simulated_driver, simulated_file, simulated_links
+from externalresource_gpu.backends.simulated_driver import Driver
 from externalresource_gpu.device import Device, Process
 
 TYPE_CHECKING = False
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from externalresource_gpu.backends.simulated_file import Entry
     from externalresource_gpu.topology import Links
 
-# In a matrix. The `?` that we show to people means something to YAML.
-_UNKNOWN_LINK = "N/A"
 _SECTIONS = ("gpus", "each", "links", "driver")
 _OWN = ("index", "uuid", "pci_bus_id")
 _SHARED = (
@@ -42,17 +39,13 @@ _INSTANCE = (
     "unusable",
 )
 _PROCESS = ("pid", "memory")
-_DRIVER = ("fails", "says", "crashes", "slow")
 #: All that a file may say.
-KEYS = frozenset({*_SECTIONS, *_OWN, *_SHARED, *_INSTANCE, *_PROCESS, *_DRIVER})
+KEYS = frozenset({*_SECTIONS, *_OWN, *_SHARED, *_INSTANCE, *_PROCESS, *simulated_driver.KEYS})
 _COMPUTE_MODES = ("Default", "Exclusive_Thread", "Exclusive_Process", "Prohibited")
 _MIG_MODES = ("Enabled", "Disabled")
 _BUS_ID = re.compile(r"([0-9A-Fa-f]{4}){1,2}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
 _PROFILE = re.compile(r"\S*\dg\.\d+gb\S*", re.ASCII)
-_LEVEL = re.compile(r"NV[1-9]\d?|PSB|PIX|PXB|PHB|NODE|SYS|SOC", re.ASCII)  # two of them are those of old drivers
-_LEVELS = "NV1, NV2, ... (so many NVLinks), PIX, PXB, PHB, NODE or SYS"
 _LAST = 0xFFFF  # of the numbers that stand in made-up UUIDs
-_SECONDS = re.compile(r"\d{1,3}(\.\d{1,3})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +70,10 @@ def read(path: str, seed: str) -> Machine:
     devices = _gpus(sections.get("gpus", document).items("gpus"), each, seed)
     return Machine(
         devices=devices,
-        links=_links(sections["links"], [device.index for device in devices]) if "links" in sections else {},
-        driver=_driver(sections["driver"]) if "driver" in sections else Driver(),
+        links=simulated_links.read(sections["links"], [device.index for device in devices])
+        if "links" in sections
+        else {},
+        driver=simulated_driver.read(sections["driver"]) if "driver" in sections else Driver(),
     )
 
 
@@ -113,7 +108,7 @@ def _gpu(position: int, written: "Mapping[str, Entry]", seed: str) -> Device:
         mig_mode=given["mig_mode"].word("mig_mode", _MIG_MODES) if "mig_mode" in given else None,
         numa_node=_number(given, "numa_node"),
         unusable=_text(given, "unusable") or reasons.unusable([], compute_mode),
-        processes=_processes(given["processes"]) if "processes" in given else None,
+        processes=tuple(map(_process, given["processes"].items("processes"))) if "processes" in given else None,
     )
     if "instances" not in given:
         return device
@@ -144,7 +139,7 @@ def _instance(gpu: Device, position: int, entry: "Entry", seed: str) -> tuple[in
     number = given["mig_index"].number("mig_index", last=_LAST) if "mig_index" in given else position
     profile = None
     if "profile" in given:
-        profile = _matching(given["profile"], "profile", _PROFILE, "like 3g.20gb or 1c.3g.20gb")
+        profile = given["profile"].matching("profile", _PROFILE, "like 3g.20gb or 1c.3g.20gb")
     uuid = _text(given, "uuid") if "uuid" in written else machines.instance_uuid(seed, gpu.index, number)
     if uuid is not None and not uuid.startswith("MIG-"):
         raise given["uuid"].wrong(f"uuid of a MIG instance must begin with MIG-, not {uuid!r}")
@@ -165,76 +160,15 @@ def _instance(gpu: Device, position: int, entry: "Entry", seed: str) -> tuple[in
     )
 
 
-def _processes(listed: "Entry") -> tuple[Process, ...]:
-    given = [entry.fields(_PROCESS) | {"": entry} for entry in listed.items("processes")]
-    for process in given:
-        if "pid" not in process:
-            raise process[""].wrong("a process must have a pid")
-    return tuple(Process(process["pid"].number("pid", first=1), _number(process, "memory")) for process in given)
-
-
-def _links(entry: "Entry", indices: "Sequence[int]") -> "Links":
-    """Return the links of a matrix, whose rows are named; or the one that all pairs have."""
-    if entry.scalar is not None:
-        level = _level(entry, entry.scalar)
-        return dict.fromkeys(combinations(indices, 2), level)
-    rows = entry.fields([f"GPU{index}" for index in indices])
-    columns = [int(name.removeprefix("GPU")) for name in rows]
-    links: dict[tuple[int, int], str] = {}
-    seen: dict[tuple[int, int], str] = {}
-    for index, row in zip(columns, rows.values(), strict=True):
-        for other, cell in zip(columns, _cells(row, index, columns), strict=True):
-            pair = min(index, other), max(index, other)
-            if seen.setdefault(pair, cell) != cell:
-                raise row.wrong(f"GPU{index} to GPU{other} is {cell} here, and {seen[pair]} the other way round")
-            if index != other and cell != _UNKNOWN_LINK:
-                links[pair] = _level(row, cell)
-    return links
-
-
-def _cells(row: "Entry", index: int, columns: "Sequence[int]") -> list[str]:
-    cells = (row.scalar or "").split()
-    if len(cells) != len(columns):
-        raise row.wrong(f"GPU{index} must have {len(columns)} links, one for each row, not {len(cells)}")
-    if [other for other, cell in zip(columns, cells, strict=True) if cell == "X"] != [index]:
-        raise row.wrong(f"GPU{index} must have X, the link to itself, in column {columns.index(index) + 1} alone")
-    return cells
-
-
-def _level(entry: "Entry", word: str) -> str:
-    if not _LEVEL.fullmatch(word):
-        raise entry.wrong(f"a link must be {_LEVELS}, not {word!r}; N/A in a matrix is an unknown one")
-    return word
-
-
-def _driver(entry: "Entry") -> Driver:
-    if entry.scalar is not None:
-        word = entry.word("driver", ["healthy", "hangs", "crashes"])
-        return {"healthy": Driver(), "hangs": Driver(seconds=None), "crashes": Driver(signal=SIGNALS["SIGSEGV"])}[word]
-    given = entry.fields(_DRIVER)
-    if "says" in given and "fails" not in given:
-        raise given["says"].wrong("`says` needs `fails`, the exit status that comes with it")
-    if "crashes" in given and "fails" in given:
-        raise given["crashes"].wrong("a driver crashes or fails, not both")
-    status = given["fails"].number("fails", 1, 255) if "fails" in given else 0
-    code = reasons.UNKNOWN if status == 255 else status  # noqa: PLR2004 - for what does not fit a byte
-    usual = f"Failed to initialize NVML: {reasons.words(code)}" if status else ""
-    return Driver(
-        seconds=float(_matching(given["slow"], "slow", _SECONDS, "seconds, like 2.5")) if "slow" in given else 0.0,
-        signal=SIGNALS[given["crashes"].word("crashes", SIGNALS)] if "crashes" in given else 0,
-        status=status,
-        says=_text(given, "says") or usual,
-    )
+def _process(entry: "Entry") -> Process:
+    given = entry.fields(_PROCESS)
+    if "pid" not in given:
+        raise entry.wrong("a process must have a pid")
+    return Process(given["pid"].number("pid", first=1), _number(given, "memory"))
 
 
 def _bus_id(entry: "Entry") -> str:
-    return pci.canonical(_matching(entry, "pci_bus_id", _BUS_ID, "like 00000000:1B:00.0"))
-
-
-def _matching(entry: "Entry", key: str, pattern: "re.Pattern[str]", example: str) -> str:
-    if not pattern.fullmatch(entry.scalar or ""):
-        raise entry.wrong(f"{key} must be {example}, not {entry.shown}")
-    return entry.scalar or ""
+    return pci.canonical(entry.matching("pci_bus_id", _BUS_ID, "like 00000000:1B:00.0"))
 
 
 def _known(written: "Mapping[str, Entry]") -> "dict[str, Entry]":
