@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from externalresource.errors import DiscoveryError
-from externalresource_gpu.backends import pci
+from externalresource_gpu.backends import create, pci
 from externalresource_gpu.backends.nvidia_smi import NvidiaSmi
 from externalresource_gpu.backends.simulated import Simulated
 
@@ -320,6 +320,29 @@ def test_records_and_links_of_a_machine_are_the_same_whoever_tells(
     ]
     for other in others:
         assert (other.devices(soon()), other.links(soon())) == expected
+
+
+@pytest.mark.parametrize("name", ["nvml", "nvidia-smi", "auto", "simulated"])
+@pytest.mark.parametrize("asked", [True, False])
+def test_links_and_processes_are_known_if_asked_for_whoever_is_asked(
+    stub: Stub,
+    nvidia_smi: Callable[[Machine], NvidiaSmi],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    asked: bool,  # noqa: FBT001 - from the table above
+) -> None:
+    nvidia_smi(MIXED)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    stub.behave(*(["driver"] if name == "auto" else MIXED.words), count=MIXED.count)  # so that auto goes on
+    description = tmp_path / "machine.yaml"
+    description.write_text(MIXED.yaml)
+    simulate = str(description) if name == "simulated" else None
+    backend = create(name, simulate, topology=asked, processes=asked)
+    processes = [gpu.processes for gpu in backend.devices(soon())]
+    assert [known is not None for known in processes] == [asked, asked, False, asked]
+    assert bool(backend.links(soon())) is asked
+    assert backend.name == ("nvidia-smi" if name == "auto" else name)
 
 
 def test_container_without_devices_is_told_the_same_by_both(
