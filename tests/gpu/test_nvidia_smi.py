@@ -420,7 +420,8 @@ def test_links_and_processes_are_asked_for_only_if_wanted(stand_in: StandIn, tmp
     backend = stand_in(host(query_gpu=row()))
     [device] = backend.devices(soon())
     assert (device.processes, backend.links(soon())) == (None, {})
-    asking(backend, tmp_path, topology=True).devices(soon())
+    backend = asking(backend, tmp_path, topology=True)
+    assert len(backend.devices(soon())) == len(backend.links(soon())) == 1
     assert asked(tmp_path) == ["--query-gpu", "--query-gpu", "topo"]
 
 
@@ -569,13 +570,49 @@ def test_links_that_are_not_told_are_none(stand_in: StandIn, tmp_path: Path, ans
     assert backend.links(soon()) == {}
 
 
+def sleeper(pid: Path) -> str:
+    return f"!open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+
+
+def after(pid: Path, code: str) -> str:
+    """Does so when the sleeper runs."""
+    path = str(pid)
+    return f"!while not (os.path.exists({path!r}) and open({path!r}).read()): time.sleep(0.01)\n{code}"
+
+
+def lives(pid: Path) -> bool:
+    number = pid.read_text() if pid.exists() else ""
+    return number != "" and Path(f"/proc/{number}").exists()
+
+
 def test_what_was_asked_beside_a_failure_does_not_live_on(stand_in: StandIn, tmp_path: Path) -> None:
-    pid, wait = tmp_path / "pid", "while not (os.path.exists({0!r}) and open({0!r}).read()): time.sleep(0.01)"
-    sleeper = f"!open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
-    code = host(topo=sleeper, query_gpu=f"!{wait.format(str(pid))}\nsys.exit(9)")
+    pid = tmp_path / "pid"
+    code = host(topo=sleeper(pid), query_gpu=after(pid, "sys.exit(9)"))
     with pytest.raises(DiscoveryError, match="exit 9"):
         asking(stand_in(code), tmp_path, topology=True).devices(soon())
-    assert not Path(f"/proc/{pid.read_text()}").exists()
+    assert not lives(pid)
+
+
+def test_what_was_asked_beside_a_hang_does_not_live_on(stand_in: StandIn, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    backend = stand_in(host(L="!time.sleep(600)", q=sleeper(pid)))
+    with pytest.raises(DiscoveryError, match="did not answer"):
+        backend.devices(soon(2))
+    assert not lives(pid)
+
+
+def test_question_that_is_asked_anew_does_not_live_on(stand_in: StandIn, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    backend = asking(
+        stand_in(host(topo=sleeper(pid), query_gpu=after(pid, f"print({row()!r})"))), tmp_path, topology=True
+    )
+    backend.devices(soon())
+    first = Path(f"/proc/{pid.read_text()}/")
+    assert first.exists()
+    backend.start()
+    assert not first.exists()
+    with pytest.raises(DiscoveryError):
+        backend.links(soon(0))
 
 
 # How it fails
@@ -633,6 +670,52 @@ def test_lost_gpu_hides_no_other_whatever_the_exit(stand_in: StandIn) -> None:
     lost = "Unable to determine the device handle for GPU1: 0000:0F:00.0: GPU is lost"
     devices = stand_in(f'print("""{lost}\n{row()}\n{row(index="2")}"""); sys.exit(15)').devices(soon())
     assert [device.unusable for device in devices] == [None, "GPU is lost", None]
+
+
+# An old driver: it lists nothing if a GPU is lost, but single GPUs if it is asked for them.
+OLD_DRIVER = """
+lost = "Unable to determine the device handle for GPU 0000:0F:00.0: GPU is lost.  Reboot the system"
+rows = {rows!r}
+if not argv[0].startswith("--id="):
+    print(lost); sys.exit(15)
+row = rows[argv[0].partition("=")[2]]
+if row is None:
+    print(lost); sys.exit(15)
+exec(row[1:]) if row.startswith("!") else print(row)
+"""
+FIRST, THIRD = row(index="0", pci__bus_id="00000000:07:00.0"), row(index="2", pci__bus_id="00000000:47:00.0")
+
+
+@pytest.mark.parametrize(
+    ("third", "reason"),
+    [
+        (THIRD, None),
+        (row(index="2", temperature__gpu="[Unknown Error]"), "Unknown Error"),
+        ("!print('Driver Not Loaded'); sys.exit(9)", "nvidia-smi failed (exit 9): Driver Not Loaded"),
+        ("!os.kill(os.getpid(), 11)", "nvidia-smi was ended by SIGSEGV"),
+        ("No devices were found", "nvidia-smi does not list it"),
+    ],
+)
+def test_driver_that_gives_up_at_a_lost_gpu_is_asked_for_each(
+    stand_in: StandIn, bound: Path, third: str, reason: str | None
+) -> None:
+    rows = {"0000:07:00.0": FIRST, "0000:0f:00.0": None, "0000:47:00.0": third}
+    for bus_id in rows:
+        (bound / bus_id).mkdir(parents=True)
+    found = stand_in(OLD_DRIVER.format(rows=rows)).devices(soon())
+    assert [(gpu.index, gpu.uuid) for gpu in found[:2]] == [(0, "GPU-0"), (1, None)]
+    assert (found[1].pci_bus_id, found[1].unusable) == ("00000000:0F:00.0", "GPU is lost")
+    assert (found[2].index, found[0].unusable) == (2, None)
+    assert (found[2].unusable or "").startswith(reason or "")
+    assert (found[2].unusable is None) == (reason is None)
+
+
+def test_driver_that_gives_up_at_a_lost_gpu_whatever_it_is_asked_fails(stand_in: StandIn, bound: Path) -> None:
+    rows = {"0000:07:00.0": None, "0000:0f:00.0": None}
+    for bus_id in rows:
+        (bound / bus_id).mkdir(parents=True)
+    with pytest.raises(DiscoveryError, match=r"exit 15.*GPU is lost.*reboot the machine"):
+        stand_in(OLD_DRIVER.format(rows=rows)).devices(soon())
 
 
 def test_rows_before_an_unexplained_failure_are_not_trusted(stand_in: StandIn) -> None:

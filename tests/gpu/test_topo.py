@@ -64,6 +64,15 @@ def test_link_that_one_side_does_not_tell_is_known_from_the_other() -> None:
     assert topo.parse(matrix("|GPU0|GPU1", "GPU0| X |", "GPU1|PIX| X ")) == {(0, 1): "PIX"}
 
 
+def test_underlined_column_is_known_from_the_other_side_too() -> None:
+    assert topo.parse(matrix("|\x1b[4mGPU0|GPU1\x1b[0m", "GPU1|PIX| X ")) == {(0, 1): "PIX"}
+    assert topo.parse(matrix("|\x1b[4mGPU0|GPU1\x1b[0m", "GPU0| X |PIX")) == {(0, 1): "PIX"}
+
+
+def test_gpu_has_no_link_to_itself() -> None:
+    assert topo.parse(matrix("|GPU0|GPU1", "GPU0|PIX|NV4")) == {(0, 1): "NV4"}
+
+
 def test_row_that_is_cut_off_tells_what_it_has() -> None:
     assert topo.parse(matrix("|GPU0|GPU1|GPU2", "GPU0| X |PIX")) == {(0, 1): "PIX"}
 

@@ -8,7 +8,7 @@ from externalresource_gpu.device import Device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     #: A GPU that nvidia-smi could not list: its index and bus id, as far as they are known, and the reason.
     _Lost = tuple[int | None, str | None, str]
@@ -56,7 +56,12 @@ def is_complete(status: int, output: str) -> bool:
 
 def is_answer(status: int, output: str) -> bool:
     """Whether the output is all that there is to say: of all GPUs, or of all but those that it names as lost."""
-    return status in _COMPLETE or bool(_split(output)[1])
+    return status in _COMPLETE or names_lost(output)
+
+
+def names_lost(output: str) -> bool:
+    """Whether the output names a lost GPU."""
+    return bool(_split(output)[1])
 
 
 def is_aside(line: str) -> bool:
@@ -69,15 +74,40 @@ def parse(output: str, fields: "Sequence[str]", numa_node: "Callable[[str], int 
 
     `name` is the last of the fields. Raises DiscoveryError with the line that is no row of such a table.
     """
-    rows, lost = _split(output)
-    found = []
+    return _devices(*_split(output), fields, numa_node)
+
+
+def parse_each(
+    answers: "Mapping[str, str | DiscoveryError]",
+    fields: "Sequence[str]",
+    numa_node: "Callable[[str], int | None]",
+) -> list[Device]:
+    """Return the same devices, of answers for one bus id each; where there is no row, the GPU is unusable."""
+    rows: list[str] = []
+    lost: list[_Lost] = []
+    for bus_id, answer in answers.items():
+        listed, unlisted = _split(answer) if isinstance(answer, str) else ([], [])
+        rows += listed
+        if not listed:
+            said = answer if isinstance(answer, DiscoveryError) else "nvidia-smi does not list it"
+            lost += unlisted[:1] or [(None, bus_id, reasons.quote(str(said)))]
+    return _devices(rows, lost, fields, numa_node)
+
+
+def _devices(
+    rows: "Sequence[str]",
+    lost: "Sequence[_Lost]",
+    fields: "Sequence[str]",
+    numa_node: "Callable[[str], int | None]",
+) -> list[Device]:
+    found, unlisted = [], [*lost]
     for row in rows:
         cells = _cells(row, fields)
         if _failure(cells["index"]):
-            lost.append((None, _known(cells, "pci.bus_id"), cells["index"].strip("[]")))
+            unlisted.append((None, _known(cells, "pci.bus_id"), cells["index"].strip("[]")))
         else:
             found.append(_device(row, cells, numa_node))
-    return unique("nvidia-smi", [*found, *_lost_devices(lost, {device.index for device in found})])
+    return unique("nvidia-smi", [*found, *_lost_devices(unlisted, {device.index for device in found})])
 
 
 def unique(source: str, devices: "Iterable[Device]") -> list[Device]:

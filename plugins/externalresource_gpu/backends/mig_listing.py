@@ -65,9 +65,8 @@ def parse(text: str) -> dict[int, Listed]:
     """Return the GPUs of `nvidia-smi -L`, by index."""
     found: dict[int, Listed] = {}
     gpu: Listed | None = None
-    for line in text.splitlines():
-        said = line.strip()
-        if line[:1].isspace() and said.startswith("MIG "):
+    for said in map(str.strip, text.splitlines()):
+        if said.startswith("MIG "):
             if gpu is not None:
                 _add(gpu, said)
         elif match := _GPU.fullmatch(said):

@@ -109,12 +109,23 @@ class NvidiaSmi:
             status, out, err = query.answer(deadline)
         if listing.is_empty(status, out):
             return reasons.none_found(self.name, pci.bound(self._bound))
-        if not listing.is_complete(status, out):
-            raise reasons.nvidia_smi_failed(status, out.strip() or err, pci.bound(self._bound))
-        return listing.parse(out, fields, pci.numa_node)
+        if listing.is_complete(status, out):
+            return listing.parse(out, fields, pci.numa_node)
+        bound = pci.bound(self._bound)
+        each = self._ask_each(fields, bound, deadline) if listing.names_lost(out) else {}
+        if not any(isinstance(answer, str) and listing.is_complete(0, answer) for answer in each.values()):
+            raise reasons.nvidia_smi_failed(status, out.strip() or err, bound)
+        return listing.parse_each(each, fields, pci.numa_node)
+
+    def _ask_each(
+        self, fields: "Sequence[str]", bound: "Sequence[str]", deadline: float
+    ) -> "dict[str, str | DiscoveryError]":
+        """Return what nvidia-smi says of each GPU that the driver is bound to: old ones give up at one that is lost."""
+        queries = [self._ask(f"--id={bus_id}", *_table(fields)) for bus_id in bound]
+        return dict(zip(bound, _answers(queries, deadline), strict=True))
 
     def _ask_gpus(self, fields: "Sequence[str]") -> "tuple[Sequence[str], Query]":
-        return fields, self._ask(f"--query-gpu={','.join(fields)}", _CSV)
+        return fields, self._ask(*_table(fields))
 
     def _ask(self, *words: str) -> Query:
         return Query(self.name, [self._program, *words])
@@ -124,6 +135,10 @@ class NvidiaSmi:
         queries = [self._gpus and self._gpus[1], self._topology, self._processes]
         self._gpus = self._topology = self._processes = None
         _end(query for query in queries if query is not None)
+
+
+def _table(fields: "Sequence[str]") -> "Sequence[str]":
+    return f"--query-gpu={','.join(fields)}", _CSV
 
 
 def _answers(queries: "Sequence[Query]", deadline: float) -> "list[str | DiscoveryError]":
