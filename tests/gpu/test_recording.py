@@ -133,6 +133,31 @@ def test_links_are_drawn_as_a_person_would() -> None:
     assert "links" not in render(devices, {})
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "unknown",
+        "a: b",
+        "a #b",
+        "- a",
+        " a ",
+        "a:",
+        "null",
+        "[a]",
+        "{a: b}",
+        "é\n\t\0",
+        "\"\\'",
+        "\U0001f600",
+        "\ud800",
+        "?",
+    ],
+)
+def test_any_text_is_read_back(said: str, tmp_path: Path) -> None:
+    devices = [Device(0, uuid=f"GPU-{REAL}", name=said, unusable=said)]
+    [recorded], _ = read(render(devices, {}), tmp_path)
+    assert (recorded.name, recorded.unusable) == (said, said)
+
+
 # Each record that a backend could give.
 
 text = st.text(min_size=1, max_size=12)

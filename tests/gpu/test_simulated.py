@@ -82,6 +82,10 @@ def test_number_is_so_many_gpus(number: int) -> None:
     assert len({device.pci_bus_id for device in devices}) == number
 
 
+def test_gpus_of_a_number_are_idle() -> None:
+    assert {(device.memory_used, device.processes) for device in Simulated("2", processes=True).devices(0)} == {(0, ())}
+
+
 def test_half_of_a_number_is_on_each_numa_node() -> None:
     assert [device.numa_node for device in simulated("4")] == [0, 0, 1, 1]
 
@@ -438,6 +442,10 @@ def test_instance_of_a_gpu_without_a_name_has_none(written: Written) -> None:
     [gpu] = simulated(written("gpus: [{mig_mode: Enabled, instances: [{profile: 1g.5gb}, {}]}]"))
     assert [instance.name for instance in gpu.instances] == [None, None]
     assert [instance.mig_index for instance in gpu.instances] == [0, 1]
+
+
+def test_list_of_no_instances_is_right_on_any_gpu(written: Written) -> None:
+    assert [device.instances for device in simulated(written("gpus: [{mig_mode: Disabled, instances: []}]"))] == [()]
 
 
 def test_links_are_a_matrix_or_the_same_for_all(written: Written) -> None:
