@@ -799,6 +799,23 @@ def test_each_query_is_a_new_one(stand_in: StandIn, tmp_path: Path) -> None:
     assert len(backend.devices(soon())) == 2
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        f"Unable to determine the device handle for GPU1: 0000:0F:00.0: GPU is lost\n{row()}",
+        f"{row()}\n{row(index='1', temperature__gpu='[GPU requires reset]', memory__used='0')}",
+        f"{row()}\n{row(index='1', uuid='[Insufficient Permissions]')}",
+        f"{row()}\n{row(index='1', memory__total='[Unknown Error]')}",
+        f"{row()}\n{row(index='[Unknown Error]')}",
+    ],
+)
+def test_gpu_is_healthy_again_when_a_later_look_says_so(stand_in: StandIn, broken: str) -> None:
+    backend = stand_in(f'print("""{broken}""")')
+    assert [(device.index, device.unusable is None) for device in backend.devices(soon())] == [(0, True), (1, False)]
+    stand_in(f'print("""{row()}\n{row(index="1")}""")')
+    assert [(device.index, device.unusable) for device in backend.devices(soon())] == [(0, None), (1, None)]
+
+
 # What it costs
 
 
