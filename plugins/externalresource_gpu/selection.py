@@ -3,8 +3,6 @@
 Every policy depends on its arguments alone, and gives its devices in the order in which they were offered.
 """
 
-from externalresource_gpu import connected
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -157,6 +155,8 @@ def _pack(request: _Request) -> "Iterable[int]":
 
 def _part(places: "Places", amount: int, request: _Request) -> "Places":
     """Return the best-connected of the places, which leaves the others well connected."""
+    from externalresource_gpu import connected
+
     found = connected.closest([request.free[place] for place in places], amount, request.links)
     return places[:amount] if found is None else [places[chosen] for chosen in found]
 
@@ -178,6 +178,8 @@ def _shares(groups: "Sequence[Places]", amount: int) -> "list[tuple[Places, int]
 
 def _connected(request: _Request) -> "Iterable[int]":
     """Take the best-connected set."""
+    from externalresource_gpu import connected
+
     found = connected.closest(request.free, request.amount, request.links)
     return _pack(request) if found is None else found
 

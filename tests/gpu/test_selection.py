@@ -252,6 +252,50 @@ def test_small_requests_leave_large_ones_as_well_connected_as_they_can(machine: 
         assert worst(machine.take(then, taken=taken)) == worst(machine.take(then))
 
 
+def test_worst_link_counts_more_than_all_others() -> None:
+    host = board(
+        """
+        X    NV12 NV12 SYS  SYS  SYS
+        NV12 X    SYS  SYS  SYS  SYS
+        NV12 SYS  X    SYS  SYS  SYS
+        SYS  SYS  SYS  X    NODE NODE
+        SYS  SYS  SYS  NODE X    NODE
+        SYS  SYS  SYS  NODE NODE X
+        """
+    )
+    assert host.take(3) == [3, 4, 5]
+    assert host.take(3, taken=[4]) == [0, 1, 2]
+
+
+def test_links_of_the_set_count_more_than_what_is_cut_off() -> None:
+    host = board(
+        """
+        X    NODE SYS  SYS  SYS
+        NODE X    SYS  SYS  SYS
+        SYS  SYS  X    PHB  NV4
+        SYS  SYS  PHB  X    NV4
+        SYS  SYS  NV4  NV4  X
+        """
+    )
+    assert host.take(2) == [2, 4]
+    assert host.take(2, taken=[4]) == [2, 3]
+
+
+def test_among_equals_it_takes_what_leaves_a_quad_whole() -> None:
+    mesh = Board([replace(gpu, numa_node=None) for gpu in DGX_1.gpus], DGX_1.links)
+    assert mesh.take(1, taken=[4]) == [7]  # and not 0, which has lost as much
+    assert mesh.take(1, taken=[0]) == [3]
+    assert mesh.take(2) == [0, 3]
+    offered = [mesh.gpus[index] for index in (4, 0, 3, 7, 1, 2, 5, 6)]
+    assert mesh.take(2, free=offered) == [4, 7]  # and not 4 and 0, which come first
+
+
+def test_what_comes_first_is_what_was_offered_first() -> None:
+    offered = [DGX_H100.gpus[index] for index in (6, 1, 5, 0, 2)]
+    assert DGX_H100.take(2, free=offered) == [6, 5]
+    assert DGX_H100.take(3, free=offered) == [1, 0, 2]
+
+
 def test_without_links_numa_nodes_connect() -> None:
     host = Board([Device(index, numa_node=index % 2) for index in range(8)])
     assert host.take(4) == [0, 2, 4, 6]
@@ -433,18 +477,17 @@ WORDS = ("NV1", "NV2", "NV12", "PIX", "PXB", "PHB", "NODE", "SYS")
 @st.composite
 def machines(draw: st.DrawFn, most: int = 8) -> Board:
     """Return a machine: a printed one, one with MIG, or one with any links that need make no sense."""
-    if draw(st.booleans()):
+    kind = draw(st.integers(0, 4))
+    if kind == 0:
         return draw(st.sampled_from([DGX_1, DGX_A100, A6000, SWITCHES, THREE_AND_THREE, MIXED, ALL_SYS]))
-    if draw(st.booleans()):
+    if kind == 1:
         counts = draw(st.lists(st.integers(0, 3), min_size=1, max_size=4))
         return divided(*counts, nodes=draw(st.sampled_from(["", "0011", "0101"])))
-    size = draw(st.integers(1, most))
-    nodes = draw(st.lists(st.sampled_from([None, 0, 1]), min_size=size, max_size=size))
-    links = {
-        pair: link
-        for pair in combinations(range(size), 2)
-        if (link := draw(st.sampled_from([*draw(st.sampled_from([WORDS, ("NV1", "SYS")])), None])))
-    }
+    size = draw(st.integers(3, most))
+    nodes = draw(st.lists(st.sampled_from([None, 0, 1]), min_size=size, max_size=size)) if kind == 2 else [None] * size
+    words = draw(st.sampled_from([(*WORDS, None), ("NV1", "SYS"), ("NV2", "NV1", "SYS"), ("NV12", "NODE", "SYS")]))
+    drawn = {pair: draw(st.sampled_from(words)) for pair in combinations(range(size), 2)}
+    links = {pair: link for pair, link in drawn.items() if link is not None}
     return Board([Device(index, uuid=f"GPU-{index}", numa_node=node) for index, node in enumerate(nodes)], links)
 
 
@@ -544,12 +587,23 @@ def closeness(host: Board, one: Device, other: Device) -> int:
 
 @settings(max_examples=20)
 @given(st.randoms(use_true_random=False), st.integers(1, 16))
-def test_large_machine_without_any_order_is_served_too(random: Random, amount: int) -> None:
+def test_sixteen_gpus_without_any_order_in_their_links_are_no_worse_served_than_in_order(
+    random: Random, amount: int
+) -> None:
     links = {pair: random.choice(WORDS) for pair in combinations(range(16), 2)}
     host = Board([Device(index) for index in range(16)], links)
     chosen = host.select(host.gpus, [], amount, "connected")
-    assert len(chosen) == amount
     assert merit(host, host.gpus, chosen) >= merit(host, host.gpus, host.gpus[:amount])
+
+
+@pytest.mark.parametrize(("size", "amount"), [(32, 16), (64, 7), (64, 60)])
+def test_search_that_would_not_end_takes_the_best_until_then(size: int, amount: int) -> None:
+    random = Random(1)
+    links = {pair: random.choice(WORDS) for pair in combinations(range(size), 2)}
+    host = Board([Device(index) for index in range(size)], links)
+    chosen = host.take(amount)
+    assert len(set(chosen)) == amount
+    assert chosen == host.take(amount)
 
 
 @pytest.mark.parametrize("amount", [1, 3, 512, 700])
@@ -586,6 +640,7 @@ def index_of(device: Device) -> int:
         (Device(0, memory_used=5120, processes=()), "used (5120 MiB of its memory)"),
         (Device(0, processes=(Process(7),)), "used by pid 7"),
         (Device(0, memory_used=0, processes=(Process(7, 512), Process(9))), "used by pid 7 (512 MiB), pid 9"),
+        (Device(0, processes=tuple(map(Process, range(1, 5)))), "used by pid 1, pid 2, pid 3, pid 4"),
         (
             Device(0, processes=tuple(map(Process, range(1, 8)))),
             "used by pid 1, pid 2, pid 3, pid 4 and 3 more",
