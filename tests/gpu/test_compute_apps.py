@@ -23,7 +23,7 @@ def test_gpu_without_a_row_has_none_and_one_without_a_uuid_is_unknown() -> None:
     assert processes("") == [(), (), None]
 
 
-@pytest.mark.parametrize("cell", ["[N/A]", "[Not Supported]", "[Insufficient Permissions]", ""])
+@pytest.mark.parametrize("cell", ["[N/A]", "[Not Supported]", "[Insufficient Permissions]", "", "9" * 5000, "٣"])
 def test_memory_that_is_not_told_is_unknown_and_the_process_known(cell: str) -> None:
     assert processes(f"GPU-0, 12, {cell}") == [(Process(12, None),), (), None]
 

@@ -125,7 +125,9 @@ def test_gpu_that_is_not_in_mig_mode_is_left_alone(mode: str | None) -> None:
     assert mig_listing.attach([device], "", "") == [device]
 
 
-@pytest.mark.parametrize("cell", ["N/A", "", "12", "12 KiB", "Not Supported", "1 MiB free", "-1 MiB"])
+@pytest.mark.parametrize(
+    "cell", ["N/A", "", "12", "12 KiB", "Not Supported", "1 MiB free", "-1 MiB", "9" * 5000 + " MiB"]
+)
 def test_memory_that_is_no_number_of_mib_is_unknown(cell: str) -> None:
     assert mig_listing.parse_xml(xml(instance(0, 7, 1, cell, cell))) == {"GPU-0": {0: Detail(7, 1)}}
 
