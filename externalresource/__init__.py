@@ -6,9 +6,11 @@ The public names are resolved when they are first used (PEP 562): importing this
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from externalresource.api import (
+        Device,
         ExternalResourceDriver,
         ExternalResourceDriverFactory,
         ExternalResourceInfo,
+        driver,
         hookimpl,
     )
     from externalresource.context import RuntimeContext, claim, runtime_context
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConfigurationError",
     "CoordinationError",
+    "Device",
     "DiscoveryError",
     "ExternalResourceDriver",
     "ExternalResourceDriverFactory",
@@ -33,6 +36,7 @@ __all__ = [
     "PluginError",
     "RuntimeContext",
     "claim",
+    "driver",
     "hookimpl",
     "runtime_context",
 ]
@@ -40,7 +44,15 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("RuntimeContext", "claim", "runtime_context"), "context"),
     **dict.fromkeys(
-        ("ExternalResourceDriver", "ExternalResourceDriverFactory", "ExternalResourceInfo", "hookimpl"), "api"
+        (
+            "Device",
+            "ExternalResourceDriver",
+            "ExternalResourceDriverFactory",
+            "ExternalResourceInfo",
+            "driver",
+            "hookimpl",
+        ),
+        "api",
     ),
 }
 

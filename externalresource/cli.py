@@ -12,10 +12,10 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from externalresource import holdings, inventory
-from externalresource.api import ExternalResourceDriver
 from externalresource.context import RuntimeContext
 from externalresource.coordination import Holding, pid_here
 from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError
+from externalresource.hookspecs import ExternalResourceDriver
 from externalresource.plugins import create_driver
 from externalresource.tables import table
 

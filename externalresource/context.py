@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Self
 
 from externalresource import configuration
-from externalresource.api import ExternalResourceDriver, ExternalResourceInfo
 from externalresource.configuration import ResourceConfig
 from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError, did_you_mean
+from externalresource.hookspecs import ExternalResourceDriver, ExternalResourceInfo
 from externalresource.plugins import create_driver
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from externalresource.api import ExternalResourceInfo
 from externalresource.coordination import Holding
 from externalresource.holdings import row
+from externalresource.hookspecs import ExternalResourceInfo
 
 
 def properties(info: ExternalResourceInfo) -> dict[str, str]:

@@ -7,8 +7,8 @@ from typing import cast
 
 import pluggy
 
-from externalresource.api import PROJECT, ExternalResourceDriver, ExternalResourceDriverFactory
 from externalresource.errors import ExternalResourceError, PluginError, did_you_mean
+from externalresource.hookspecs import PROJECT, ExternalResourceDriver, ExternalResourceDriverFactory
 
 
 def create_driver(factory: str, options: Mapping[str, str]) -> ExternalResourceDriver:

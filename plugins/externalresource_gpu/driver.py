@@ -7,11 +7,10 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
-from externalresource.api import ExternalResourceInfo, hookimpl
-from externalresource.coordination import Coordination, Holding, Owner, Witness, identify, in_container
+from externalresource.api import ExternalResourceInfo, Grants, hookimpl
+from externalresource.coordination import Coordination, Holding, Owner, Witness, identify
 from externalresource.errors import ConfigurationError, CoordinationError, DiscoveryError, did_you_mean
 from externalresource_gpu import dialects, script
 from externalresource_gpu.options import FLAGS, PREFIX, VALUED, Options
@@ -64,16 +63,6 @@ class _Granted:
         self.uuid = info.get_property("uuid")
 
 
-@dataclass(frozen=True, slots=True)
-class _Grant:
-    """What one call has claimed."""
-
-    devices: Sequence[_Granted]
-    owner: Owner
-    #: A lock of this process, for those who cannot see its pid.
-    witness: Witness | None
-
-
 class GPUDriver:
     """The GPUs of one resource: whole ones, or MIG instances of them.
 
@@ -109,7 +98,7 @@ class GPUDriver:
                     f"option --list hands out no devices: not for discovery-script.args, nor as {PREFIX}LIST"
                 )
             self._timeout = max(self._timeout, self._options.timeout + _STARTING) + self._options.wait
-        self._grants: list[_Grant] = []
+        self._grants: Grants | None = None  # until something is claimed
 
     @property
     def coordination_file(self) -> str | None:
@@ -161,35 +150,27 @@ class GPUDriver:
 
     def close(self) -> None:
         """Give back what was retrieved. In a forked child nothing happens: there it belongs to the parent."""
-        if self._grants:
-            itself = identify(os.getpid())
-            self._grants = [grant for grant in self._grants if grant.owner.same_process(itself)]
-        while self._grants:
-            grant = self._grants[-1]
-            self._coordination().release(grant.devices, grant.owner)
-            if grant.witness is not None:
-                grant.witness.close()
-            self._grants.pop()
+        if self._grants is not None:
+            self._grants.close()
 
     def keep_over_exec(self) -> None:
         """Let what was retrieved outlast an exec of this process: it stays the owner, and close() is never called."""
-        for grant in self._grants:
-            if grant.witness is not None:
-                grant.witness.keep_over_exec()
+        if self._grants is not None:
+            self._grants.keep_over_exec()
 
     def _claim(self, words: Sequence[str], options: Options) -> list[GPUInfo]:
+        if self._grants is None:
+            self._grants = Grants(self._coordination())
         owner = identify(os.getpid())
-        witness = None
-        if options.until_children_exit or in_container():
-            witness = Witness(options.coordination_file, inherited=options.until_children_exit)
-        try:
-            lock = ["--witness", witness.name] if witness else []
-            infos = self._ask(*words, *lock, *_terminal(options))
-        except BaseException:
-            if witness is not None:
-                self._take_back(witness)
-            raise
-        self._grants.append(_Grant([_Granted(info) for info in infos], owner, witness))
+        with self._grants.witnessed(until_children_exit=options.until_children_exit) as witness:
+            try:
+                lock = ["--witness", witness.name] if witness else []
+                infos = self._ask(*words, *lock, *_terminal(options))
+            except BaseException:
+                if witness is not None:
+                    self._take_back(witness)
+                raise
+            self._grants.add([_Granted(info) for info in infos], owner, witness)
         return infos
 
     def _take_back(self, witness: Witness) -> None:
@@ -198,7 +179,6 @@ class GPUDriver:
             self._coordination().drop(
                 lambda holding: holding.owner.witness == witness.name, deadline=time.monotonic() + _TAKING_BACK
             )
-        witness.close()
 
     def _coordination(self) -> Coordination:
         if self._options is None:

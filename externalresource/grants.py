@@ -1,0 +1,59 @@
+"""What this process holds of one coordination file, to be given back as it was given."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from externalresource.coordination import Claimable, Coordination, Owner, Witness, identify, in_container
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    devices: Sequence[Claimable]
+    owner: Owner
+    #: A lock of this process, for those who cannot see its pid, or for its children.
+    witness: Witness | None
+
+
+class Grants:
+    """What a driver has claimed for its own process."""
+
+    def __init__(self, coordination: Coordination) -> None:
+        self.coordination = coordination
+        self._grants: list[_Grant] = []
+
+    @contextmanager
+    def witnessed(self, *, until_children_exit: bool) -> Iterator[Witness | None]:
+        """Give this process a lock that shows others that it lives, if it needs one; close it if the block fails."""
+        if not until_children_exit and not in_container():
+            yield None
+            return
+        witness = Witness(self.coordination.path, inherited=until_children_exit)
+        try:
+            yield witness
+        except BaseException:
+            witness.close()
+            raise
+
+    def add(self, devices: Sequence[Claimable], owner: Owner, witness: Witness | None) -> None:
+        """Take note of what was claimed."""
+        self._grants.append(_Grant(devices, owner, witness))
+
+    def close(self) -> None:
+        """Give back exactly that. In a forked child nothing happens: there it belongs to the parent."""
+        if self._grants:
+            itself = identify(os.getpid())
+            self._grants = [grant for grant in self._grants if grant.owner.same_process(itself)]
+        while self._grants:
+            grant = self._grants[-1]
+            self.coordination.release(grant.devices, grant.owner)
+            if grant.witness is not None:
+                grant.witness.close()
+            self._grants.pop()
+
+    def keep_over_exec(self) -> None:
+        """Let it outlast an exec of this process, which stays the owner; close() is never called then."""
+        for grant in self._grants:
+            if grant.witness is not None:
+                grant.witness.keep_over_exec()
