@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from externalresource_gpu.device import Device
     from externalresource_gpu.topology import Links
 
-#: MiB in use from which on a device looks used. Idle ones have 0 to 59, one with a login screen 116; most CUDA contexts
-#: alone take more.
+#: MiB in use from which on a device looks used. Idle ones were recorded with up to 116; most CUDA contexts alone take
+#: more.
 USED = 128
 _SHOWN = 4  # processes that are named
 

@@ -1,9 +1,12 @@
 """What each policy takes, on machines whose matrices were printed by `nvidia-smi topo -m` and published."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from pathlib import Path
 from random import Random
+from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +16,8 @@ from externalresource.coordination import Claim
 from externalresource_gpu import connected, topology
 from externalresource_gpu.device import Device, Process
 from externalresource_gpu.selection import POLICIES, USED, foreign, select
+
+RECORDED = Path(__file__).parents[2].parent / "shared/data/nvidia-smi/xml"
 
 Links = dict[tuple[int, int], str]
 
@@ -653,5 +658,16 @@ def test_use_by_others_is_what_computes_on_it_or_its_memory(device: Device, use:
     assert foreign(device) == use
 
 
-def test_what_idle_gpus_were_seen_to_use_is_no_use() -> None:
-    assert max(0, 59, 116) < USED  # a GPU, one with idle MIG instances, one with a login screen
+@pytest.mark.skipif(not RECORDED.is_dir(), reason="the recordings of nvidia-smi are not here")
+def test_memory_alone_tells_the_recorded_gpus_at_work_from_the_idle_ones() -> None:
+    idle: set[int] = set()
+    working: set[int] = set()
+    for path in RECORDED.glob("*.xml"):
+        for gpu in ET.fromstring(path.read_text(encoding="utf-8")).iter("gpu"):
+            used = re.fullmatch(r"(\d+) MiB", gpu.findtext("fb_memory_usage/used") or "")
+            load = re.fullmatch(r"(\d+) %", gpu.findtext("utilization/gpu_util") or "")
+            if used and load and (int(load[1]) > 50 or gpu.find("processes/process_info") is None):
+                (working if int(load[1]) > 50 else idle).add(int(used[1]))
+    assert (max(idle), min(working)) == (116, 2028)
+    assert all(foreign(Device(0, memory_used=used)) is None for used in idle)
+    assert all(foreign(Device(0, memory_used=used)) for used in working)
