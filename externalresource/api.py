@@ -1,31 +1,34 @@
 """What the author of a driver imports: `driver` and `Device`, or the hook and the protocols that stand behind them.
 
-Importing this costs little: what only some drivers need is loaded when it is first used.
+The names are resolved when they are first used (PEP 562): a driver pays for what it needs.
 """
-
-from externalresource.hookspecs import (
-    API_VERSION,
-    Closing,
-    Columns,
-    Environment,
-    ExternalResourceDriver,
-    ExternalResourceDriverFactory,
-    ExternalResourceInfo,
-    Holders,
-    Keeping,
-    Listing,
-    Queueing,
-    Recording,
-    hookimpl,
-)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import ModuleType
+
+    from externalresource.child import Child, Overdue
     from externalresource.drivers import Device, DeviceInfo, driver
     from externalresource.grants import Grants
+    from externalresource.hookspecs import (
+        API_VERSION,
+        Closing,
+        Columns,
+        Environment,
+        ExternalResourceDriver,
+        ExternalResourceDriverFactory,
+        ExternalResourceInfo,
+        Holders,
+        Keeping,
+        Listing,
+        Queueing,
+        Recording,
+        hookimpl,
+    )
 
 __all__ = [
     "API_VERSION",
+    "Child",
     "Closing",
     "Columns",
     "Device",
@@ -38,6 +41,7 @@ __all__ = [
     "Holders",
     "Keeping",
     "Listing",
+    "Overdue",
     "Queueing",
     "Recording",
     "driver",
@@ -46,12 +50,29 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_home(name), name)
+
+
+def _home(name: str) -> "ModuleType":
+    """Return the room of a name. No importlib: the GPU's discovery script comes here before nvidia-smi is started."""
+    if name in ("Child", "Overdue"):
+        from externalresource import child
+
+        return child
+    if name in ("Device", "DeviceInfo", "driver"):
+        from externalresource import drivers
+
+        return drivers
     if name == "Grants":
         from externalresource import grants
 
-        return grants.Grants
-    if name in __all__:
-        from externalresource import drivers
+        return grants
+    from externalresource import hookspecs
 
-        return getattr(drivers, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return hookspecs
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

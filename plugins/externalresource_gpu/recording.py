@@ -1,5 +1,7 @@
 """A machine as a file for `--simulate`, with all identifiers masked. Pure: it touches no process and no file.
 
+What a driver says and such a file cannot is left out, so that it can be read whatever the driver said.
+
 docs/simulate.md has the format; what reads it is backends/simulated_machine.py.
 """
 
@@ -7,7 +9,9 @@ import re
 import zlib
 
 from externalresource_gpu import topology
-from externalresource_gpu.backends.simulated_links import UNKNOWN
+from externalresource_gpu.backends.simulated_file import DIGITS
+from externalresource_gpu.backends.simulated_links import LEVEL, UNKNOWN
+from externalresource_gpu.backends.simulated_machine import BUS_ID, COMPUTE_MODES, MIG_MODES, PROFILE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +26,8 @@ _HEADING = (
 #: Above the highest pid that Linux gives: a recorded process is never taken for one that lives here.
 _PIDS = (1 << 22) + 1
 _UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.IGNORECASE)
-_SHAPE = re.compile(rf"(?:GPU-|MIG-|MIG-GPU-)?{_UUID.pattern}(?:/\d+/\d+)?", re.IGNORECASE | re.ASCII)
+_GPU = re.compile(rf"(?:GPU-)?(?i:{_UUID.pattern})")
+_MIG = re.compile(rf"MIG-(?:GPU-)?(?i:{_UUID.pattern})(?:/\d+/\d+)?", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9](?:[\w ./:()+-]*[\w./()+-])?", re.ASCII)
 
 
@@ -60,9 +65,9 @@ def _gpu(device: "Device") -> "Mapping[str, object]":
         "name": device.name,
         "memory_total": device.memory_total,
         "memory_used": device.memory_used,
-        "pci_bus_id": device.pci_bus_id,
-        "compute_mode": device.compute_mode,
-        "mig_mode": device.mig_mode,
+        "pci_bus_id": _fitting(device.pci_bus_id, BUS_ID),
+        "compute_mode": device.compute_mode if device.compute_mode in COMPUTE_MODES else None,
+        "mig_mode": "Enabled" if device.instances else device.mig_mode if device.mig_mode in MIG_MODES else None,
         "numa_node": device.numa_node,
         "unusable": device.unusable,
     }
@@ -71,7 +76,7 @@ def _gpu(device: "Device") -> "Mapping[str, object]":
 def _instance(device: "Device") -> "Mapping[str, object]":
     return {
         "mig_index": device.mig_index,
-        "profile": device.mig_profile,
+        "profile": _fitting(device.mig_profile, PROFILE),
         "uuid": _uuid(device),
         "gpu_instance": device.gpu_instance,
         "compute_instance": device.compute_instance,
@@ -85,7 +90,11 @@ def _uuid(device: "Device") -> str:
     """Return what may be written down: nothing that could be masked in part only."""
     if device.uuid is None:
         return "unknown"
-    return device.uuid if _SHAPE.fullmatch(device.uuid) else ""
+    return device.uuid if (_GPU if device.mig_index is None else _MIG).fullmatch(device.uuid) else ""
+
+
+def _fitting(text: str | None, pattern: re.Pattern[str]) -> str | None:
+    return text if text and pattern.fullmatch(text) else None
 
 
 def _process(process: "Process", pids: dict[int, int]) -> "Mapping[str, object]":
@@ -95,7 +104,8 @@ def _process(process: "Process", pids: dict[int, int]) -> "Mapping[str, object]"
 def _links(devices: "Sequence[Device]", links: "Links") -> list[str]:
     """Return the matrix; or the one link that all pairs have."""
     matrix = [
-        [UNKNOWN if cell == topology.UNKNOWN else cell for cell in row] for row in topology.matrix(links, devices)
+        [topology.SELF if one is other else _link(topology.link(links, one.index, other.index)) for other in devices]
+        for one in devices
     ]
     different = {cell for row, cells in enumerate(matrix) for column, cell in enumerate(cells) if row != column}
     if different <= {UNKNOWN}:
@@ -111,9 +121,17 @@ def _links(devices: "Sequence[Device]", links: "Links") -> list[str]:
     ]
 
 
+def _link(word: str | None) -> str:
+    return word if word and LEVEL.fullmatch(word) else UNKNOWN
+
+
 def _lines(values: "Mapping[str, object]") -> list[str]:
     """Return `key: value` for what is known."""
-    return [f"{key}: {_scalar(key, value)}" for key, value in values.items() if value not in (None, "")]
+    return [f"{key}: {_scalar(key, value)}" for key, value in values.items() if _is_known(value)]
+
+
+def _is_known(value: object) -> bool:
+    return value not in (None, "") and not (isinstance(value, int) and len(str(value)) > DIGITS)
 
 
 def _flow(values: "Mapping[str, object]") -> str:

@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from externalresource.api import Child, Overdue
 from externalresource.errors import ConfigurationError, DiscoveryError
-from externalresource_gpu.child import Child, Overdue
 
 _TOKEN = re.compile(r"[\w.:/-]*\d[\w.:/-]*")  # an index, a UUID, a bus id: a word without any digit names no device
 _USAGE = 2  # the exit status of our own script for an option that is not allowed

@@ -843,7 +843,7 @@ def test_nothing_that_costs_is_imported_before_nvidia_smi_runs() -> None:
         "yaml",
     }
     assert not costly & set(answer.stdout.split())
-    assert "externalresource_gpu.child" in answer.stdout.split()
+    assert "externalresource.child" in answer.stdout.split()
 
 
 def _source() -> list[Path]:

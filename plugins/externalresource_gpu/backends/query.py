@@ -2,7 +2,7 @@
 
 import time
 
-from externalresource_gpu.child import Child, Overdue
+from externalresource.api import Child, Overdue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

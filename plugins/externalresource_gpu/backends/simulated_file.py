@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import re
     from collections.abc import Iterable
 
+DIGITS = 18  # of a number
+
 
 class Entry:
     """One value of a file. What is wrong with it is a DiscoveryError with file, line and what is allowed."""
@@ -46,7 +48,7 @@ class Entry:
 
     def number(self, key: str, first: int = 0, last: int | None = None) -> int:
         text = self.scalar
-        if text and text.isascii() and text.isdigit() and len(text) < 16:  # noqa: SIM102, PLR2004 - int() is bounded
+        if text and text.isascii() and text.isdigit() and len(text) <= DIGITS:  # noqa: SIM102 - int() is bounded
             if first <= int(text) and (last is None or int(text) <= last):
                 return int(text)
         upper = "on" if last is None else f"to {last}"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 #: In a matrix. The `?` that we show to people means something to YAML.
 UNKNOWN = "N/A"
-_LEVEL = re.compile(r"NV[1-9]\d?|PSB|PIX|PXB|PHB|NODE|SYS|SOC", re.ASCII)  # PSB and SOC are of old drivers
+LEVEL = re.compile(r"NV[1-9]\d?|PSB|PIX|PXB|PHB|NODE|SYS|SOC", re.ASCII)  # PSB and SOC are of old drivers
 _LEVELS = "NV1, NV2, ... (so many NVLinks), PIX, PXB, PHB, NODE or SYS"
 
 
@@ -45,6 +45,6 @@ def _cells(row: "Entry", index: int, columns: "Sequence[int]") -> list[str]:
 
 
 def _level(entry: "Entry", word: str) -> str:
-    if not _LEVEL.fullmatch(word):
+    if not LEVEL.fullmatch(word):
         raise entry.wrong(f"a link must be {_LEVELS}, not {word!r}; N/A in a matrix is an unknown one")
     return word

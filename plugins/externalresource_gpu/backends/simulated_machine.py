@@ -41,10 +41,10 @@ _INSTANCE = (
 _PROCESS = ("pid", "memory")
 #: All that a file may say.
 KEYS = frozenset({*_SECTIONS, *_OWN, *_SHARED, *_INSTANCE, *_PROCESS, *simulated_driver.KEYS})
-_COMPUTE_MODES = ("Default", "Exclusive_Thread", "Exclusive_Process", "Prohibited")
-_MIG_MODES = ("Enabled", "Disabled")
-_BUS_ID = re.compile(r"([0-9A-Fa-f]{4}){1,2}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
-_PROFILE = re.compile(r"\S*\dg\.\d+gb\S*", re.ASCII)
+COMPUTE_MODES = ("Default", "Exclusive_Thread", "Exclusive_Process", "Prohibited")
+MIG_MODES = ("Enabled", "Disabled")
+BUS_ID = re.compile(r"([0-9A-Fa-f]{4}){1,2}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
+PROFILE = re.compile(r"\S*\dg\.\d+gb\S*", re.ASCII)
 _LAST = 0xFFFF  # of the numbers that stand in made-up UUIDs
 
 
@@ -96,7 +96,7 @@ def _gpus(entries: "Sequence[Entry]", each: "dict[str, Entry]", seed: str) -> tu
 def _gpu(position: int, written: "Mapping[str, Entry]", seed: str) -> Device:
     given = _known(written)
     index = given["index"].number("index", last=_LAST) if "index" in given else position
-    compute_mode = given["compute_mode"].word("compute_mode", _COMPUTE_MODES) if "compute_mode" in given else None
+    compute_mode = given["compute_mode"].word("compute_mode", COMPUTE_MODES) if "compute_mode" in given else None
     device = Device(
         index=index,
         uuid=_text(given, "uuid") if "uuid" in written else machines.uuid(seed, index),
@@ -105,7 +105,7 @@ def _gpu(position: int, written: "Mapping[str, Entry]", seed: str) -> Device:
         memory_used=_number(given, "memory_used"),
         pci_bus_id=_bus_id(given["pci_bus_id"]) if "pci_bus_id" in given else None,
         compute_mode=compute_mode,
-        mig_mode=given["mig_mode"].word("mig_mode", _MIG_MODES) if "mig_mode" in given else None,
+        mig_mode=given["mig_mode"].word("mig_mode", MIG_MODES) if "mig_mode" in given else None,
         numa_node=_number(given, "numa_node"),
         unusable=_text(given, "unusable") or reasons.unusable([], compute_mode),
         processes=tuple(map(_process, given["processes"].items("processes"))) if "processes" in given else None,
@@ -139,7 +139,7 @@ def _instance(gpu: Device, position: int, entry: "Entry", seed: str) -> tuple[in
     number = given["mig_index"].number("mig_index", last=_LAST) if "mig_index" in given else position
     profile = None
     if "profile" in given:
-        profile = given["profile"].matching("profile", _PROFILE, "like 3g.20gb or 1c.3g.20gb")
+        profile = given["profile"].matching("profile", PROFILE, "like 3g.20gb or 1c.3g.20gb")
     uuid = _text(given, "uuid") if "uuid" in written else machines.instance_uuid(seed, gpu.index, number)
     if uuid is not None and not uuid.startswith("MIG-"):
         raise given["uuid"].wrong(f"uuid of a MIG instance must begin with MIG-, not {uuid!r}")
@@ -168,7 +168,7 @@ def _process(entry: "Entry") -> Process:
 
 
 def _bus_id(entry: "Entry") -> str:
-    return pci.canonical(entry.matching("pci_bus_id", _BUS_ID, "like 00000000:1B:00.0"))
+    return pci.canonical(entry.matching("pci_bus_id", BUS_ID, "like 00000000:1B:00.0"))
 
 
 def _known(written: "Mapping[str, Entry]") -> "dict[str, Entry]":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from externalresource_gpu.child import Child, Overdue
+from externalresource.child import Child, Overdue
 
 FAR = 60.0
 
