@@ -158,6 +158,12 @@ def test_any_text_is_read_back(said: str, tmp_path: Path) -> None:
     assert (recorded.name, recorded.unusable) == (said, said)
 
 
+def test_number_that_nobody_can_mean_is_left_out(tmp_path: Path) -> None:
+    most = 10**18 - 1
+    [recorded], _ = read(render([Device(0, memory_total=most, memory_used=most + 1)], {}), tmp_path)
+    assert (recorded.memory_total, recorded.memory_used) == (most, None)
+
+
 # Each record that a backend could give.
 
 text = st.text(min_size=1, max_size=12)
@@ -215,6 +221,35 @@ def hosts(draw: st.DrawFn) -> tuple[list[Device], Links]:
     pairs = [(one.index, other.index) for place, one in enumerate(devices) for other in devices[place + 1 :]]
     words = {pair: draw(st.none() | st.sampled_from(["NV12", "PSB", "PIX", "NODE", "SYS"])) for pair in pairs}
     return devices, {pair: word for pair, word in words.items() if word}
+
+
+odd = st.none() | text | st.sampled_from([f"GPU-{REAL}", f"MIG-{REAL}", "X", "Enabled", "Default", "1g.5gb"])
+
+
+@st.composite
+def odd_hosts(draw: st.DrawFn) -> tuple[list[Device], Links]:
+    devices = []
+    for index in draw(st.lists(st.integers(0, 20), unique=True, max_size=3)):
+        gpu = Device(index, draw(odd), draw(odd), draw(st.none() | st.integers(0, 1 << 64)), mig_mode=draw(odd))
+        gpu = replace(gpu, pci_bus_id=draw(odd), compute_mode=draw(odd), unusable=draw(odd))
+        numbers = draw(st.lists(st.integers(0, 6), unique=True, max_size=2))
+        instances = [Device(index, mig_index=number, mig_profile=draw(odd)) for number in numbers]
+        devices.append(replace(gpu, instances=tuple(instances)))
+    pairs = [(one.index, other.index) for one in devices for other in devices if one.index < other.index]
+    devices = [
+        replace(gpu, uuid=None if gpu.uuid == f"GPU-{REAL}" and index else gpu.uuid)
+        for index, gpu in enumerate(devices)
+    ]
+    return devices, {pair: draw(text | st.just("X")) for pair in pairs}
+
+
+@given(host=odd_hosts())
+def test_whatever_a_driver_says_the_recording_can_be_read(
+    host: tuple[list[Device], Links], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    devices, links = host
+    recorded, _ = read(render(devices, links), tmp_path_factory.getbasetemp())
+    assert [device.index for device in recorded] == sorted(device.index for device in devices)
 
 
 @given(host=hosts())
