@@ -99,4 +99,6 @@ def load(path: str) -> Entry | None:
         raise DiscoveryError(f"{path} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise DiscoveryError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise DiscoveryError(f"{path} is no YAML that describes a machine: it is nested too deeply") from None
     return None if node is None else Entry(path, node)
