@@ -1,5 +1,4 @@
 import importlib.resources
-import os
 import re
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import pytest
 
 from externalresource.errors import ConfigurationError, DiscoveryError
 from externalresource_gpu.backends import NAMES, create, machines, simulated_machine
-from externalresource_gpu.backends.nvidia_smi import NvidiaSmi
 from externalresource_gpu.backends.simulated import Simulated
 from externalresource_gpu.device import Device, Process
 from externalresource_gpu.topology import Links
@@ -21,7 +19,6 @@ ROOT = Path(__file__).parents[2]
 RECORDED = ROOT.parent / "shared" / "data" / "nvidia-smi"
 UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MIG_UUID = re.compile(UUID.pattern.replace("GPU", "MIG"))
-LONG = 60.0
 BUS_ID = re.compile(r"[0-9A-F]{8}:[0-9A-F]{2}:[0-9A-F]{2}\.0")
 
 Written = Callable[[str], str]
@@ -361,6 +358,7 @@ def test_existing_file_needs_no_ending(tmp_path: Path, monkeypatch: pytest.Monke
         ("gpus: 8", 1, "`gpus:` must be a list of mappings"),
         ("\n- name: T4", 2, "must be a mapping with gpus"),
         ("{}", 1, "`gpus:` must be a list of mappings"),
+        ("? [gpus]\n: []", 1, "a list or a mapping is none of gpus, "),
     ],
 )
 def test_mistake_in_a_file_is_an_error_with_its_line(written: Written, text: str, line: int, reason: str) -> None:
@@ -564,115 +562,3 @@ def test_yaml_is_imported_for_a_file_alone() -> None:
     code = f"import sys; {ask}; print(*sys.modules)"
     answer = subprocess.run([sys.executable, "-Pc", code], check=True, capture_output=True, text=True)
     assert "yaml" not in answer.stdout.split()
-
-
-# A driver
-
-
-def refusal(backend: Simulated | NvidiaSmi, seconds: float = LONG) -> str:
-    with pytest.raises(DiscoveryError) as error:
-        backend.devices(time.monotonic() + seconds)
-    return re.sub(r"\d+\.\d s", "# s", str(error.value))
-
-
-def children() -> list[int]:
-    """Return the pids of this process's children."""
-    found = Path("/proc/self/task").glob("*/children")
-    return [int(pid) for file in found for pid in file.read_text().split()]
-
-
-def eventually(happens: Callable[[], object]) -> bool:
-    end = time.monotonic() + LONG
-    while not happens() and time.monotonic() < end:
-        time.sleep(0.01)
-    return bool(happens())
-
-
-def ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("driver", "program"),
-    [
-        ("hangs", "sleep 60"),
-        ("{slow: 60}", "sleep 60"),
-        ("crashes", "kill -SEGV $$"),
-        ("{crashes: SIGBUS}", "kill -BUS $$"),
-        ("{fails: 4}", "echo Failed to initialize NVML: Insufficient Permissions; exit 4"),
-        ("{fails: 18}", "echo Failed to initialize NVML: Driver/library version mismatch; exit 18"),
-        ("{fails: 255}", "echo Failed to initialize NVML: Unknown Error; exit 255"),
-        ("{fails: 9, says: it is 100 % 'broken'}", "echo \"it is 100 % 'broken'\"; exit 9"),
-        ("{slow: 0.01, fails: 15, says: GPU is lost}", "echo GPU is lost; exit 15"),
-        ("{slow: 0.01, crashes: SIGABRT}", "kill -ABRT $$"),
-    ],
-)
-def test_bad_driver_is_the_error_that_nvidia_smi_leads_to(
-    written: Written, tmp_path: Path, driver: str, program: str
-) -> None:
-    real = tmp_path / "nvidia-smi"
-    real.write_text(f"#!/bin/sh\nulimit -c 0\n{program}\n")
-    real.chmod(0o755)
-    seconds = 0.3 if "60" in program else LONG
-    expected = refusal(NvidiaSmi(str(real)), seconds)
-    assert refusal(Simulated(written(f"gpus: [{{}}]\ndriver: {driver}")), seconds) == expected
-
-
-@pytest.mark.parametrize(
-    ("machine", "reason"),
-    [
-        ("driver-crashes", "nvidia-smi was ended by SIGSEGV"),
-        ("driver-hangs", "nvidia-smi did not answer within"),
-        ("driver-mismatch", "nvidia-smi failed (exit 18): Failed to initialize NVML: Driver/library version mismatch"),
-        ("driver-no-permission", "nvidia-smi failed (exit 4): Failed to initialize NVML: Insufficient Permissions"),
-        ("driver-not-loaded", "nvidia-smi failed (exit 9): NVIDIA-SMI has failed because it couldn't communicate"),
-        ("driver-slow", "nvidia-smi did not answer within"),
-    ],
-)
-def test_machine_with_a_bad_driver_fails(machine: str, reason: str) -> None:
-    seconds = 0.3 if machine in ("driver-hangs", "driver-slow") else LONG
-    assert refusal(Simulated(machine), seconds).startswith(reason)
-    assert len(gpus(machine)) == 2
-
-
-@pytest.mark.parametrize("driver", ["healthy", "{slow: 0.05}"])
-def test_driver_that_answers_in_time_lists_its_gpus(written: Written, driver: str) -> None:
-    backend = Simulated(written(f"gpus: [{{}}, {{}}]\ndriver: {driver}\nlinks: SYS"), topology=True)
-    assert len(backend.devices(time.monotonic() + LONG)) == 2
-    assert backend.links(time.monotonic()) == {(0, 1): "SYS"}
-
-
-def test_healthy_driver_is_asked_without_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "posix_spawnp")
-    assert len(simulated("dgx-1")) == 8
-
-
-def test_start_begins_to_ask_and_the_deadline_ends_it() -> None:
-    backend = Simulated("driver-hangs")
-    before = set(children())
-    backend.start()
-    [asked] = set(children()) - before
-    refusal(backend, 0)
-    assert asked not in children()
-
-
-def test_driver_is_asked_anew_at_each_look() -> None:
-    backend = Simulated("driver-mismatch")
-    backend.start()
-    assert refusal(backend) == refusal(backend)
-
-
-def test_child_of_a_driver_that_hangs_ends_with_whoever_asked() -> None:
-    code = """
-import os
-from externalresource_gpu.backends import create
-backend = create("simulated", "driver-hangs")
-backend.start()
-print(open(f"/proc/self/task/{os.getpid()}/children").read(), flush=True)
-os._exit(0)
-"""
-    asked = subprocess.run([sys.executable, "-Pc", code], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    assert eventually(lambda: ended(int(asked)))

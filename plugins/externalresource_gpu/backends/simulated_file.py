@@ -27,9 +27,9 @@ class Entry:
         found: dict[str, Entry] = {}
         for node, value in self._node.value:
             key = Entry(self._path, node)
-            name = str(node.value)
+            name = key.scalar or ""
             if name not in allowed:
-                raise key.wrong(f"{name!r} is none of {', '.join(allowed)}{did_you_mean(name, allowed)}")
+                raise key.wrong(f"{key.shown} is none of {', '.join(allowed)}{did_you_mean(name, allowed)}")
             if name in found:
                 raise key.wrong(f"{name!r} is given twice")
             found[name] = Entry(self._path, value)
