@@ -10,7 +10,13 @@ from typing import Any
 
 from externalresource import options as option_parser
 from externalresource.coordination import Coordination, Holding, Owner, identify
-from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, NotEnoughDevicesError
+from externalresource.errors import (
+    ConfigurationError,
+    DiscoveryError,
+    ExternalResourceError,
+    NotEnoughDevicesError,
+    PluginError,
+)
 from externalresource.grants import Grants
 from externalresource.hookspecs import ExternalResourceInfo, hookimpl
 
@@ -46,8 +52,10 @@ class DeviceInfo:
     __slots__ = ("_properties", "environment")
 
     def __init__(self, device: Device) -> None:
-        known = {"index": device.index, "unusable": device.unusable, "uuid": device.uuid, **device.properties}
-        self._properties = {key: value for key, value in known.items() if value is not None}
+        own = {"index": device.index, "unusable": device.unusable, "uuid": device.uuid}
+        self._properties = {
+            key: value for key, value in {**own, **device.properties, **own}.items() if value is not None
+        }
         self.environment = dict(device.environment)
 
     def get_property(self, key: str) -> str | None:
@@ -156,10 +164,16 @@ class DeviceDriver:
         return [DeviceInfo(device) for device in self._enumerated(time.monotonic() + self._options.timeout)]
 
     def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
-        """Return the variables for a process that uses exactly these devices, in the order of their indices."""
+        """Return the variables for a process that uses exactly these devices, in the order of their indices.
+
+        PluginError if there are none: such a process could not tell which devices are its own.
+        """
         found: dict[str, list[str]] = {}
         for info in sorted(infos, key=_order):
-            for name, value in info.environment.items() if isinstance(info, DeviceInfo) else ():
+            variables = info.environment if isinstance(info, DeviceInfo) else {}
+            if not variables:
+                raise PluginError(f"the {self._class} driver sets no variables for {info.get_property('index')}")
+            for name, value in variables.items():
                 found.setdefault(name, []).append(value)
         return {name: ",".join(dict.fromkeys(values)) for name, values in found.items()}
 
@@ -191,7 +205,7 @@ class DeviceDriver:
         found = _within(deadline, lambda: list(self._enumerate()), self._class)
         names: set[str] = set()
         for device in found:
-            if not isinstance(device, Device) or not device.index:
+            if not isinstance(device, Device) or not device.index or not isinstance(device.index, str):
                 raise DiscoveryError(
                     f"the {self._class} driver enumerated {device!r}, which is no Device with an index"
                 )

@@ -17,7 +17,7 @@ class Option:
     """One option, as it is shown to people."""
 
     name: str
-    #: `text`, `number`, `whole number`, `true or false`, or the words that are allowed: `a|b`.
+    #: `a text`, `a number`, `a whole number`, `true or false`, or the words that are allowed: `a|b`.
     kind: str
     #: None if the option must be given, or is nothing unless it is.
     default: str | None
@@ -94,7 +94,7 @@ def _kind(hint: Any) -> str:
         return "|".join(map(str, typing.get_args(plain)))
     if plain == tuple[str, ...]:
         return "texts with commas between"
-    names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
     if plain not in names:
         raise TypeError(f"no option can be of type {hint}")
     return names[plain]
