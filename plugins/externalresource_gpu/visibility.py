@@ -68,14 +68,17 @@ def ambiguity(
             f"CUDA_DEVICE_ORDER is not {PCI_ORDER}: CUDA counts the fastest GPU first, nvidia-smi by bus id, and these "
             "are of several kinds"
         )
-    lost = _lost_up_to(max((device.index for device in visible(mask, devices)), default=-1), devices)
-    if by_index and lost:
-        return f"GPU {', '.join(map(str, lost))} cannot be seen: CUDA counts without it, nvidia-smi with it"
+    last = max((device.index for device in visible(mask, devices)), default=-1)
+    lost = _first_lost(devices)
+    if by_index and lost <= last:
+        return f"GPU {lost} cannot be seen: CUDA counts without it, nvidia-smi with it"
     return None
 
 
-def _lost_up_to(last: int, devices: "Sequence[Device]") -> list[int]:
-    return sorted(set(range(last + 1)) - {gpu.index for gpu in devices if _is_seen(gpu)})
+def _first_lost(devices: "Sequence[Device]") -> int:
+    """Return the first index that CUDA cannot count: that of a lost GPU, or the one after the last."""
+    seen = {gpu.index for gpu in devices if _is_seen(gpu)}
+    return next(index for index in range(len(seen) + 1) if index not in seen)
 
 
 def _is_seen(device: "Device") -> bool:
@@ -113,27 +116,35 @@ def _names(instance: "Device") -> "list[str]":
 
 def _by_index(entries: "Sequence[str]", devices: "Sequence[Device]") -> "list[Device]":
     gpus = {str(gpu.index): gpu for gpu in devices}
-    last = max((gpu.index for gpu in devices), default=-1)
-    gaps = {str(index) for index in range(last)} - gpus.keys()
-    return _listed([_number(entry) for entry in entries], gpus.get, gaps)
+    last = _size(max(gpus, key=_size, default=""))
+    return _listed([_number(entry) for entry in entries], gpus.get, lambda number: _size(number) < last)
 
 
-def _listed(entries: "Sequence[str | None]", find: "_Find", skipped: "Iterable[str]" = ()) -> "list[Device]":
-    """Return what the entries name, up to the first that names nothing; nothing at all if one is named twice."""
+def _size(number: str) -> tuple[int, str]:
+    """Return what orders numbers without leading zeros."""
+    return len(number), number
+
+
+def _listed(
+    entries: "Sequence[str | None]", find: "_Find", is_gap: "Callable[[str], bool]" = lambda _: False
+) -> "list[Device]":
+    """Return what the entries name, up to the first that names nothing; nothing at all if one is named twice.
+
+    A gap names a device that is not there any more, and ends nothing.
+    """
     end = entries.index(None) if None in entries else len(entries)
     read = [entry for entry in entries[:end] if entry is not None]
     if len(set(read)) < len(read):
         return []
     found: list[Device] = []
     for entry in read:
-        if entry in skipped:
-            continue
         device = find(entry)
-        if device is None:
-            break
         if device in found:
             return []
-        found.append(device)
+        if device is not None:
+            found.append(device)
+        elif not is_gap(entry):
+            break
     return found
 
 

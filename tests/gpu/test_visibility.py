@@ -248,6 +248,12 @@ def test_lost_gpu_keeps_its_index_and_ends_no_list(devices: list[Device], mask: 
     assert "".join(places(mask, devices)) == shown
 
 
+def test_index_that_no_host_can_have_costs_nothing() -> None:
+    host = [GPUS[0], Device(10**18)]
+    assert places(f"0,5,{10**18}", host) == ["0", str(10**18)]
+    assert ambiguity(str(10**18), host, None) == COUNTS
+
+
 def test_unusable_gpu_is_shown_with_its_reason() -> None:
     assert visible("1", LOST)[0].unusable == "GPU is lost"
 
