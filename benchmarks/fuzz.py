@@ -23,7 +23,7 @@ from typing import Any
 import click
 
 from externalresource.errors import ExternalResourceError
-from externalresource_gpu import dialects, recording, script, selection, topology, visibility
+from externalresource_gpu import candidates, dialects, recording, script, selection, topology, visibility
 from externalresource_gpu.backends import (
     compute_apps,
     listing,
@@ -40,7 +40,6 @@ from externalresource_gpu.options import FLAGS, PREFIX, VALUED, Options
 _RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "nvidia-smi"
 _LARGEST = 4096  # bytes of a recording that is changed again and again
 _UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_ANY_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _WORD = re.compile(r"[^\s,;:()/\"'{}\[\]<>=]+")
 _NUMBERS = ("-1", "0", "00", "+1", "1.5", "1e9", "NaN", "7" * 10, "9" * 20, "9" * 5000, "0" * 5000, "²", "٣")
 _CELLS = (
@@ -288,6 +287,7 @@ _WORDS = (
     f"{PREFIX}AMOUNT=2\n{PREFIX}POLICY=pack\n{PREFIX}LIST=true",
     "2\n--policy\nconnected\n--mig\n1g.10gb\n--min-memory\n40000\n--foreign-use\nexclude\n--timeout\n0.5\n--wait=60",
 )
+_REQUESTS = tuple(f"{mask}\n{rows}" for mask in (*_MASKS, "0", "0,1,2,3") for rows in _ROWS)
 _ANSWERS = ("0,1,2\n", f"{_uuid(1)},{_uuid(2)},2\n", "MIG-7089d0f3-293f-58c9-8f8c-5ea666eedbde,1,0", "\n0 , 1,2\n\n")
 
 
@@ -419,13 +419,13 @@ def _read_recorded(folder: str, text: str) -> object:
     devices = [replace(device, numa_node=0) for device in _rows(text)]
     kind = _read_machine(folder, recording.render(devices, {}))
     machine = simulated_machine.read(os.path.join(folder, "machine.yaml"), "fuzz")
-    assert [_masked(device) for device in machine.devices] == [_masked(device) for device in devices], text
+    assert [_recorded_as(device) for device in machine.devices] == [_recorded_as(device) for device in devices], text
     return kind
 
 
-def _masked(device: Device) -> str:
-    """Return the device without what a recording masks, and without what it cannot say of a bus id."""
-    return _ANY_UUID.sub("", repr(replace(device, uuid=None, pci_bus_id=None)))
+def _recorded_as(device: Device) -> object:
+    """Return what is neither masked nor left out because no machine can have it."""
+    return device.index, device.memory_total, device.memory_used, device.unusable is None
 
 
 def _read_mask(text: str) -> object:
@@ -442,8 +442,9 @@ def _shown(text: str, host: Sequence[Device]) -> object:
 
 def _read_options(text: str) -> object:
     lines = text.split("\n")
-    # A variable's name of several lines, which no shell can set, is named in an error as it is.
-    environment = dict(line.partition("=")[::2] for line in lines if line.startswith(PREFIX) and _is_line(line))
+    variables = dict(line.partition("=")[::2] for line in lines if line.startswith(PREFIX))
+    # What is no name for a shell stands in an error as it is.
+    environment = {name: value for name, value in variables.items() if name.isprintable()}
     return Options([line for line in lines if not line.startswith(PREFIX)], environment).amount
 
 
@@ -463,6 +464,22 @@ def _read_dialects(text: str) -> object:
         variables = dict(line.partition("=")[::2] for line in dialects.render("env", devices).splitlines())
         assert visibility.visible(variables["CUDA_VISIBLE_DEVICES"], devices) == devices, text
     return _kind(devices)
+
+
+def _read_request(text: str) -> object:
+    """Choose of the devices of a listing, whose first line is a mask, by each policy."""
+    first, _, rows = text.partition("\n")
+    mask = " ".join(first.split())  # it stands in the reason why a device is hidden
+    gpus = mig_listing.attach(_rows(rows), _LIST[0], _XML[0])
+    shown = visibility.visible(mask, gpus, one_instance=False)
+    found = candidates.usable(candidates.listed(gpus, shown, candidates.Wanted(mask=mask)), shown, 1)
+    for policy in selection.POLICIES:
+        for amount in range(1, len(found) + 1):
+            chosen = selection.select(found, (), amount, policy=policy, links={}, devices=gpus)
+            assert [device for device in found if device in chosen] == chosen, text
+            assert len(chosen) == amount, text
+    assert all(device.unusable is None and device.place in [one.place for one in shown] for device in found), text
+    return _kind(found)
 
 
 def _kind(devices: Sequence[Device]) -> object:
@@ -491,6 +508,7 @@ def parsers(folder: str) -> list[Parser]:
         Parser("options", _WORDS, _read_options),
         Parser("a foreign script's answer", _ANSWERS, _read_answer),
         Parser("dialects, there and back", _ROWS, _read_dialects),
+        Parser("from mask and rows to a grant", _REQUESTS, _read_request),
         Parser("a machine's file", [*_MACHINE, *_shipped()], partial(_read_machine, folder), weight=1),
         Parser("recording, there and back", _ROWS, partial(_read_recorded, folder), weight=1),
     ]

@@ -9,7 +9,7 @@ its order by speed, makes a mask mean something else to CUDA than to us.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from externalresource_gpu.device import Device
 
