@@ -13,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fuzz
+import fuzzed
+import mutations
 from externalresource.errors import DiscoveryError
 
 _FOLDER = tempfile.TemporaryDirectory()
-PARSERS = fuzz.parsers(_FOLDER.name)
+PARSERS = fuzzed.parsers(_FOLDER.name)
 each_parser = pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
 
 
@@ -26,7 +28,7 @@ def folder() -> Iterator[None]:
     _FOLDER.cleanup()
 
 
-def failures(parser: fuzz.Parser, *texts: str) -> dict[str, str]:
+def failures(parser: fuzzed.Parser, *texts: str) -> dict[str, str]:
     """Return an example of each failure."""
     report = fuzz.Report()
     for text in texts:
@@ -39,25 +41,25 @@ def failures(parser: fuzz.Parser, *texts: str) -> dict[str, str]:
 @each_parser
 @settings(max_examples=50, derandomize=True)
 @given(st.data())
-def test_real_lines_that_were_changed_are_answered_or_refused(parser: fuzz.Parser, data: st.DataObject) -> None:
+def test_real_lines_that_were_changed_are_answered_or_refused(parser: fuzzed.Parser, data: st.DataObject) -> None:
     chance = data.draw(st.randoms(use_true_random=False))
-    assert not failures(parser, *(fuzz.mutate(parser.seeds, chance) for _ in range(5)))
+    assert not failures(parser, *(mutations.mutate(parser.seeds, chance) for _ in range(5)))
 
 
 @each_parser
 @settings(max_examples=50)
 @given(st.text())
-def test_any_text_is_answered_or_refused(parser: fuzz.Parser, text: str) -> None:
+def test_any_text_is_answered_or_refused(parser: fuzzed.Parser, text: str) -> None:
     assert not failures(parser, text)
 
 
 @each_parser
-def test_lines_that_were_not_changed_are_answered_or_refused(parser: fuzz.Parser) -> None:
+def test_lines_that_were_not_changed_are_answered_or_refused(parser: fuzzed.Parser) -> None:
     assert not failures(parser, "", "\n", *parser.seeds)
 
 
 @each_parser
-def test_parser_is_fed_with_what_it_answers_and_with_what_it_does_not(parser: fuzz.Parser) -> None:
+def test_parser_is_fed_with_what_it_answers_and_with_what_it_does_not(parser: fuzzed.Parser) -> None:
     report = fuzz.feed(parser, 300, seed=1)
     assert report.inputs == 300
     assert report.refused < 300
@@ -65,7 +67,7 @@ def test_parser_is_fed_with_what_it_answers_and_with_what_it_does_not(parser: fu
 
 
 @each_parser
-def test_same_seed_makes_the_same_inputs(parser: fuzz.Parser) -> None:
+def test_same_seed_makes_the_same_inputs(parser: fuzzed.Parser) -> None:
     seen: list[str] = []
     for seed in (1, 1, 2):
         fuzz.feed(replace(parser, read=seen.append), 20, seed)
@@ -79,7 +81,7 @@ def read_badly(text: str) -> int:
 
 
 def test_fuzzer_sees_foreign_errors_and_errors_of_several_lines_and_keeps_the_shortest_input() -> None:
-    bad = fuzz.Parser("bad", ["1"], read_badly)
+    bad = fuzzed.Parser("bad", ["1"], read_badly)
     found = failures(bad, "xxx", "1", "x", "xx", "line")
     assert sorted(found.values()) == ["line", "x"]
     assert any(failure.startswith("ValueError in test_fuzz.py:") for failure in found)
@@ -106,4 +108,4 @@ def test_fuzzer_knows_its_parsers() -> None:
 
 def test_changes_keep_to_a_bounded_size() -> None:
     chance = Random(1)
-    assert max(len(fuzz.mutate(["a b\nc"], chance)) for _ in range(500)) < 200_000
+    assert max(len(mutations.mutate(["a b\nc"], chance)) for _ in range(500)) < 200_000
