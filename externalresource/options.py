@@ -27,6 +27,7 @@ class Option:
 def parse(options: Mapping[str, str], kinds: Sequence[type[Any]], who: str) -> list[Any]:
     """Return an instance of each of the dataclasses for these options, a field `some_name` for an option `some-name`.
 
+    `field(metadata={"option": "some.name"})` is for an option whose name no field can have.
     Fields are str, int, float, bool (`true`, `false`), Literal of texts, or one of these or None; a tuple of texts
     takes a comma list. Raises ConfigurationError, which names `who`, the option and what is allowed, for one that is
     unknown, missing or of another kind, and for a ValueError of the dataclass itself.
@@ -52,9 +53,9 @@ def describe(kind: type[Any]) -> list[Option]:
 def _made(kind: type[Any], options: Mapping[str, str], who: str) -> Any:
     hints = typing.get_type_hints(kind)
     values = {
-        _field(option.name): _value(who, option.name, hints[_field(option.name)], options[option.name])
-        for option in describe(kind)
-        if option.name in options
+        field.name: _value(who, _name(field), hints[field.name], options[_name(field)])
+        for field in dataclasses.fields(kind)
+        if field.init and _name(field) in options
     }
     try:
         return kind(**values)
@@ -66,7 +67,7 @@ def _option(field: "dataclasses.Field[Any]", hint: Any) -> Option:
     required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     shown = None if required or default is None else _shown(default)
-    return Option(field.name.replace("_", "-"), _kind(hint), shown, required)
+    return Option(_name(field), _kind(hint), shown, required)
 
 
 def _shown(default: Any) -> str:
@@ -75,8 +76,9 @@ def _shown(default: Any) -> str:
     return ",".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
 
 
-def _field(name: str) -> str:
-    return name.replace("-", "_")
+def _name(field: "dataclasses.Field[Any]") -> str:
+    name: str = field.metadata.get("option", field.name.replace("_", "-"))
+    return name
 
 
 def _plain(hint: Any) -> Any:

@@ -28,6 +28,12 @@ class Needy:
 
 
 @dataclass(frozen=True)
+class Dotted:
+    path: str = field(metadata={"option": "discovery-script.path"})
+    most: int = field(default=1, metadata={"option": "discovery-script.most"})
+
+
+@dataclass(frozen=True)
 class Judging:
     least: int = 1
     most: int = 1
@@ -141,3 +147,30 @@ def test_field_of_a_type_that_no_option_can_have_is_the_authors_mistake() -> Non
 
     with pytest.raises(TypeError, match="no option can be of type"):
         describe(Wrong)
+
+
+def test_option_may_have_a_name_that_no_field_can_have() -> None:
+    options = {"discovery-script.path": "/fpga.sh", "discovery-script.most": "2"}
+    assert parse(options, [Dotted], "the fpga driver") == [Dotted("/fpga.sh", 2)]
+    assert [option.name for option in describe(Dotted)] == list(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "the fpga driver needs the option 'discovery-script.path': a text"),
+        (
+            {"discovery-script.path": "a", "discovery-script.most": "b"},
+            "the fpga driver: option 'discovery-script.most' must be a whole number, not 'b'",
+        ),
+        (
+            {"path": "a"},
+            "the fpga driver has no option 'path' (allowed: discovery-script.path, discovery-script.most)",
+        ),
+    ],
+    ids=["missing", "wrong", "by the field's name"],
+)
+def test_error_names_an_option_as_it_is_written(options: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(options, [Dotted], "the fpga driver")
+    assert str(caught.value) == message
