@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Recording,
         hookimpl,
     )
+    from externalresource.script import Ended, find_script, run_script
 
 __all__ = [
     "API_VERSION",
@@ -33,6 +34,7 @@ __all__ = [
     "Columns",
     "Device",
     "DeviceInfo",
+    "Ended",
     "Environment",
     "ExternalResourceDriver",
     "ExternalResourceDriverFactory",
@@ -45,7 +47,9 @@ __all__ = [
     "Queueing",
     "Recording",
     "driver",
+    "find_script",
     "hookimpl",
+    "run_script",
 ]
 
 
@@ -69,6 +73,10 @@ def _home(name: str) -> "ModuleType":
         from externalresource import grants
 
         return grants
+    if name in ("Ended", "find_script", "run_script"):
+        from externalresource import script
+
+        return script
     from externalresource import hookspecs
 
     return hookspecs

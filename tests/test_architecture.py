@@ -14,6 +14,7 @@ FRAMEWORK = "externalresource"
 ROOMS = {
     "errors": "",
     "child": "",
+    "script": "errors child",
     "owner": "errors",
     "ledger": "errors",
     "lock": "errors ledger",
@@ -25,7 +26,7 @@ ROOMS = {
     "hookspecs": "",
     "options": "errors",
     "drivers": "errors coordination grants hookspecs options",
-    "api": "child drivers grants hookspecs",
+    "api": "child script drivers grants hookspecs",
     "flink_files": "errors",
     "configuration": "errors flink_files",
     "plugins": "errors hookspecs",

@@ -562,7 +562,11 @@ def test_script_that_is_not_executable_is_refused(script: Script) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "reason"), [("", "Exec format error"), ("#!/no/such/shell\n", "No such file or directory")]
+    ("first", "reason"),
+    [
+        ("", "Exec format error; its first line must name its interpreter, as #!/bin/sh does"),
+        ("#!/no/such/shell\n", "No such file or directory; the interpreter in its first line does not exist"),
+    ],
 )
 def test_script_that_cannot_be_run_is_an_error(script: Script, first: str, reason: str) -> None:
     path = script("echo 0", first=first)
