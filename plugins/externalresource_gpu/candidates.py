@@ -90,7 +90,8 @@ def _not_by_name(device: Device, part: str | None) -> str | None:
 
 
 def _short(mask: str) -> str:
-    return mask if len(mask) <= _SHOWN else f"{mask[:_SHOWN]}..."
+    short = mask if len(mask) <= _SHOWN else f"{mask[:_SHOWN]}..."
+    return short if short.isprintable() else repr(short)
 
 
 def _reasons(devices: Sequence[Device]) -> Iterator[str]:

@@ -74,7 +74,8 @@ class Host:
         self.backend = backend
         self._options, self._gpus, self._links = options, gpus, links
         self._mask = None if options.ignore_mask else os.environ.get(MASK)
-        self._shown = visibility.visible(self._mask, gpus)
+        #: A bound for several processes: each of them may use another of the instances that the mask names.
+        self._shown = visibility.visible(self._mask, gpus, one_instance=False)
         self._choice = Choice(gpus, links, options.policy, options.foreign_use)
         wanted = candidates.Wanted(options.mig, options.min_memory, options.name, self._mask)
         self._listed = candidates.listed(gpus, self._shown, wanted)

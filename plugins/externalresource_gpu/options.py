@@ -152,13 +152,17 @@ def _from_environment(environment: "Mapping[str, str]") -> dict[str, str]:
             name = ALIASES.get(name, name)
             if name not in FLAGS and name not in VALUED and name != "amount":
                 known = [_variable(known) for known in (*FLAGS, *VALUED, "amount")]
-                raise ConfigurationError(f"unknown option {key} in the environment{did_you_mean(key, known)}")
+                raise ConfigurationError(f"unknown option {_shown(key)} in the environment{did_you_mean(key, known)}")
             given[name] = value
     return given
 
 
 def _spellings() -> list[str]:
     return [f"--{name}" for name in (*FLAGS, *VALUED)]
+
+
+def _shown(key: str) -> str:
+    return key if key.isprintable() else repr(key)
 
 
 def _variable(name: str) -> str:

@@ -181,3 +181,10 @@ def test_refusal_says_each_reason_once() -> None:
     assert refusal(host, Wanted(name="A100"), 2) == (
         "2 wanted, only 1 of 4 are usable (GPU 0: GPU is lost; GPU 2, 3: its name is Tesla T4, and 'A100' is wanted)"
     )
+
+
+def test_mask_of_several_instances_is_a_bound_for_several_processes() -> None:
+    mask = "MIG-1-2,MIG-1-0"
+    shown = visibility.visible(mask, MIXED, one_instance=False)
+    found = candidates.usable(candidates.listed(MIXED, shown, Wanted(mask=mask)), shown, 2)
+    assert [device.place for device in found] == ["1:2", "1:0"]

@@ -178,6 +178,16 @@ def test_several_instances_for_one_process_are_doubted(script: Script) -> None:
     assert err == "warning: one process can use only one MIG instance: CUDA shows it the first"
 
 
+def test_mask_of_several_instances_is_divided_among_processes(script: Script) -> None:
+    script.describe(MIG_ON)
+    words = ("1", "--enable-coordination-mode")
+    granted = [script.ask(*words, CUDA_VISIBLE_DEVICES="MIG-2,MIG-1")[0] for _ in range(2)]
+    assert granted == ["MIG-2", "MIG-1"]
+    out, err = script.ask("1", "--relative", CUDA_VISIBLE_DEVICES="MIG-2,MIG-1")
+    assert (out, "CUDA shows a process one MIG instance only" in err) == ("", True)
+    assert script.ask("1", "--relative", CUDA_VISIBLE_DEVICES="MIG-2")[0] == "0"
+
+
 def test_driver_claims_an_instance_and_gives_it_back(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     script.describe(MIG_ON)

@@ -80,7 +80,7 @@ def read(status: int, out: str, err: str, bound: "Sequence[str]" = ()) -> "dict[
             raise DiscoveryError(f"NVML: pynvml cannot be imported ({no_pynvml}): `pip install nvidia-ml-py`")
         if "code" not in answer:
             return {"gpus": answer["gpus"]} | answer
-    except (LookupError, ValueError, AttributeError):
+    except (LookupError, ValueError, AttributeError, RecursionError):
         said = reasons.quote((err.strip() or out).rpartition("\n")[2])
         raise DiscoveryError(f"NVML: the child process gave no answer (exit {status}): {said}") from None
     if answer["code"] in (reasons.NOT_FOUND, reasons.NO_GPUS):

@@ -97,7 +97,7 @@ def load(path: str) -> Entry | None:
             node = yaml.compose(file, Loader=yaml.BaseLoader)
     except OSError as error:
         raise DiscoveryError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:  # the first is of `%YAML 999...9`, too
         raise DiscoveryError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     except RecursionError:
         raise DiscoveryError(f"{path} is no YAML that describes a machine: it is nested too deeply") from None
