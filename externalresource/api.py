@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         API_VERSION,
         Closing,
         Columns,
+        Described,
         Environment,
         ExternalResourceDriver,
         ExternalResourceDriverFactory,
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
         Listing,
         Queueing,
         Recording,
+        Versioned,
         hookimpl,
     )
+    from externalresource.options import Option
     from externalresource.script import Ended, find_script, run_script
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "Child",
     "Closing",
     "Columns",
+    "Described",
     "Device",
     "DeviceInfo",
     "Ended",
@@ -43,9 +47,11 @@ __all__ = [
     "Holders",
     "Keeping",
     "Listing",
+    "Option",
     "Overdue",
     "Queueing",
     "Recording",
+    "Versioned",
     "driver",
     "find_script",
     "hookimpl",
@@ -77,6 +83,10 @@ def _home(name: str) -> "ModuleType":
         from externalresource import script
 
         return script
+    if name == "Option":
+        from externalresource import options
+
+        return options
     from externalresource import hookspecs
 
     return hookspecs

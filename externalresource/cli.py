@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from externalresource import holdings, inventory
+from externalresource.containment import printing_to_stderr
 from externalresource.context import RuntimeContext
 from externalresource.coordination import Holding, pid_here
 from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError
@@ -127,7 +128,7 @@ def cli() -> None:
 @_driver_options
 def discover(resource: str, form: str, *, record: str | None, **given: Any) -> None:
     """Show the devices of this host, their health and who holds them."""
-    driver = create_driver(resource, _options(given))
+    driver = _driver(resource, _options(given))
     if record is not None:
         _write(record, _asked(driver, "record", resource)())
         click.echo(f"wrote {record}; to see it: externalresource discover --simulate {record}")
@@ -159,7 +160,8 @@ def run(command: Sequence[str], /, resources: Sequence[str], **given: Any) -> No
     itself are 125, a command that cannot be executed is 126, one that does not exist 127.
     """
     try:
-        context = _claimed(resources, _options(given))
+        with printing_to_stderr():
+            context = _claimed(resources, _options(given))
     except ExternalResourceError as error:
         raise _RunFailed(str(error)) from None
     with context:  # left by an error only: then the devices are given back
@@ -184,7 +186,7 @@ def status(resource: str, form: str, *, watch: bool, **given: Any) -> None:
     PID is the process as this host sees it, PROGRAM what it runs now. A dead owner's device is free: its claim is
     struck out when the device is wanted, or by `release --dead`.
     """
-    held = _asked(create_driver(resource, _options(given)), "held", resource)
+    held = _asked(_driver(resource, _options(given)), "held", resource)
     while True:
         if watch:
             click.clear()
@@ -205,7 +207,7 @@ def release(resource: str, *, dead: bool, device: str | None, owner: int | None,
     """Strike out the claims of dead owners, a device or an owner."""
     if not (dead or device or owner):
         raise click.UsageError("nothing to release: name --dead, --device DEVICE or --owner PID")
-    driver = create_driver(resource, _options(given))
+    driver = _driver(resource, _options(given))
 
     def named(holding: Holding) -> bool:
         return (
@@ -222,6 +224,30 @@ def release(resource: str, *, dead: bool, device: str | None, owner: int | None,
         click.echo(f"released {holding.claim.token}, held by pid {holding.owner.pid}")
     if not dropped:
         click.echo("nothing to release: no such claim")
+
+
+@cli.command()
+@_format
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), default=10, show_default=True, help="Seconds for each import."
+)
+def plugins(form: str, timeout: float) -> None:
+    """Show the plugins, whether they load, and their options.
+
+    Each is imported in a process of its own, so that one that hangs or crashes hides no other.
+    """
+    from externalresource import installed
+
+    found = installed.installed(timeout)
+    if form == "json":
+        _show([installed.record(plugin) for plugin in found], form, nothing="")
+        return
+    _show([installed.line(plugin) for plugin in found], form, nothing="No plugin is installed.")
+    for remark in installed.remarks(found):
+        click.echo(remark)
+    if options := installed.option_lines(found):
+        click.echo()
+        _show(options, form, nothing="")
 
 
 @cli.command()
@@ -264,12 +290,22 @@ def _pair(text: str, what: str, example: str) -> tuple[str, str]:
     return name, value
 
 
+def _driver(resource: str, options: Mapping[str, str]) -> ExternalResourceDriver:
+    with printing_to_stderr():
+        return create_driver(resource, options)
+
+
 def _asked(driver: ExternalResourceDriver, method: str, resource: str) -> Callable[..., Any]:
     """Return a method that a driver may have; PluginError if this one has not."""
     found = getattr(driver, method, None)
     if found is None:
         raise PluginError(f"the driver of {resource!r} cannot answer this: it has no {method}()")
-    return found  # type: ignore[no-any-return]
+
+    def asked(*arguments: object) -> Any:
+        with printing_to_stderr():
+            return found(*arguments)
+
+    return asked
 
 
 def _held(driver: ExternalResourceDriver) -> list[Holding]:

@@ -19,6 +19,7 @@ from externalresource.errors import (
 )
 from externalresource.grants import Grants
 from externalresource.hookspecs import ExternalResourceInfo, hookimpl
+from externalresource.options import Option
 
 _LONGEST = 86400.0  # seconds
 
@@ -100,21 +101,23 @@ class DriverFactory:
 
     def __init__(self, device_class: str, enumerate_devices: Callable[..., Iterable[Device]], options: Any) -> None:
         self.device_class = device_class
-        #: The dataclass of its own options; None if it has none.
-        self.options = options
         self.__doc__ = enumerate_devices.__doc__
+        self.__module__ = enumerate_devices.__module__
         self._enumerate = enumerate_devices
+        self._kinds = [Common] if options is None else [options, Common]
+
+    @property
+    def options(self) -> list[Option]:
+        """Return its own options, and those that every driver has that is made here."""
+        return [option for kind in self._kinds for option in option_parser.describe(kind)]
 
     @hookimpl
     def create_external_resource_driver(self, options: Mapping[str, str]) -> "DeviceDriver":
         """Return a driver. ConfigurationError for an option that is unknown, missing or wrong."""
         enumerate_devices = self._enumerate
         who = f"the {self.device_class} driver"
-        if self.options is None:
-            [common] = option_parser.parse(options, [Common], who)
-            return DeviceDriver(self.device_class, enumerate_devices, common)
-        own, common = option_parser.parse(options, [self.options, Common], who)
-        return DeviceDriver(self.device_class, lambda: enumerate_devices(own), common)
+        *own, common = option_parser.parse(options, self._kinds, who)
+        return DeviceDriver(self.device_class, lambda: enumerate_devices(*own), common)
 
 
 def driver(

@@ -9,6 +9,7 @@ import pluggy
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from externalresource.coordination import Holding, Owner
+    from externalresource.options import Option
 
 #: Grows when a driver that was written for the earlier one may not work any more: docs/api-stability.md.
 API_VERSION = 1
@@ -106,6 +107,21 @@ class Keeping(Protocol):
 
     def keep_over_exec(self) -> None:
         """Let what was retrieved outlast an exec of this process: it stays the owner, and close() is never called."""
+
+
+class Described(Protocol):
+    """A factory that says which options its drivers take: `externalresource plugins` shows them."""
+
+    options: "Sequence[Option]"
+
+
+class Versioned(Protocol):
+    """A factory, or the module that it stands in, that says for which version of this contract it was written.
+
+    Another version is refused, with an error that names both; without this it is taken for the present one.
+    """
+
+    api_version: int
 
 
 class ExternalResourceDriverFactory:

@@ -1,79 +1,73 @@
 """From the name of a factory to a driver. Only what is named is imported."""
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
 import pluggy
 
+from externalresource.containment import Late, bounded
 from externalresource.errors import ExternalResourceError, PluginError, did_you_mean
-from externalresource.hookspecs import PROJECT, ExternalResourceDriver, ExternalResourceDriverFactory
+from externalresource.hookspecs import API_VERSION, PROJECT, ExternalResourceDriver, ExternalResourceDriverFactory
+
+IMPORT_TIMEOUT = 60.0  # seconds: some libraries take long from a network's file system; who imports before is not bound
 
 
-def create_driver(factory: str, options: Mapping[str, str]) -> ExternalResourceDriver:
+def create_driver(
+    factory: str, options: Mapping[str, str], *, import_timeout: float = IMPORT_TIMEOUT
+) -> ExternalResourceDriver:
     """Return the driver that a factory makes of these options.
 
     `factory` is the entry point of an installed plugin (`gpu`, or Flink's class name for it), or an import path
     (`package.module:Class`). Raises PluginError, which names plugin, entry point, distribution and cause; what the
     factory itself raises of our errors comes through as it is.
     """
-    name, plugin = _import_path(factory) if ":" in factory else _entry_point(factory)
-    manager = _manager(name, plugin)
+    name, find = _import_path(factory) if ":" in factory else _entry_point(factory)
+    create = hook(name, load(name, find, import_timeout))
     try:
-        driver = manager.hook.create_external_resource_driver(options=options)
+        driver = create(options=options)
     except ExternalResourceError:
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise PluginError(f"{name} could not create a driver: {_cause(error)}") from error
     if driver is None:
         raise PluginError(f"{name} created no driver: its create_external_resource_driver returned None")
     return cast("ExternalResourceDriver", driver)
 
 
-def _entry_point(factory: str) -> tuple[str, object]:
-    found = entry_points(group=PROJECT, name=factory)
-    by_distribution = {_distribution(point): point for point in found}
-    if not by_distribution:
-        known = sorted({point.name for point in entry_points(group=PROJECT)})
-        raise PluginError(
-            f"no installed plugin is called {factory!r} (installed: {', '.join(known) or 'none'}; an import path is "
-            f"written package.module:Class){did_you_mean(factory, known)}"
-        )
-    if len(by_distribution) > 1:
-        raise PluginError(
-            f"plugin {factory!r} is ambiguous: {' and '.join(sorted(by_distribution))} both provide it; uninstall one, "
-            f"or name the import path ({' or '.join(sorted(point.value for point in by_distribution.values()))})"
-        )
-    ((distribution, point),) = by_distribution.items()
-    name = f"plugin {factory!r} (entry point {point.value} of {distribution})"
-    return name, _made(name, point.load)
+def installed() -> list[EntryPoint]:
+    """Return the entry points of all plugins; once each, though their package may be found twice."""
+    points = {(point.name, distribution(point), point.value): point for point in entry_points(group=PROJECT)}
+    return [points[key] for key in sorted(points)]
 
 
-def _import_path(factory: str) -> tuple[str, object]:
-    name = f"plugin {factory!r} (import path)"
-    module, _, attribute = factory.partition(":")
-
-    def load() -> object:
-        found: object = importlib.import_module(module)
-        for part in filter(None, attribute.split(".")):
-            found = getattr(found, part)
-        return found
-
-    return name, _made(name, load)
-
-
-def _made(name: str, load: Callable[[], object]) -> object:
-    """Return what is loaded; an instance, if that is a class."""
+def load(name: str, find: Callable[[], object], timeout: float = IMPORT_TIMEOUT) -> object:
+    """Return the factory that is found; an instance, if that is a class. PluginError if it is not for us."""
     try:
-        plugin = load()
-        return plugin() if isinstance(plugin, type) else plugin
-    except (Exception, SystemExit) as error:
+        with bounded(timeout):
+            found = find()
+            plugin = found() if isinstance(found, type) else found
+    except KeyboardInterrupt:
+        raise
+    except Late:
+        raise PluginError(f"{name} could not be loaded: its import had not ended after {timeout:g} s") from None
+    except BaseException as error:  # SystemExit, and what libraries derive beside Exception: pyo3's PanicException
         raise PluginError(f"{name} could not be loaded: {_cause(error)}") from error
+    version = api_version(plugin)
+    if version not in (None, API_VERSION):
+        raise PluginError(
+            f"{name} was written for version {version!r} of the driver API, and this externalresource has version "
+            f"{API_VERSION}: install releases of the two that fit"
+        )
+    return plugin
 
 
-def _manager(name: str, plugin: object) -> pluggy.PluginManager:
-    """Return a manager with this plugin alone: one manager refuses the same module under two names."""
+def hook(name: str, plugin: object) -> Callable[..., object]:
+    """Return what makes drivers, of a manager with this plugin alone: one refuses the same module under two names."""
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(ExternalResourceDriverFactory)
     try:
@@ -81,15 +75,52 @@ def _manager(name: str, plugin: object) -> pluggy.PluginManager:
         manager.check_pending()  # a misspelt hook is found here, and not as a factory that created nothing
     except pluggy.PluginValidationError as error:
         raise PluginError(f"{name} does not fit: {_cause(error)}") from error
-    if not manager.hook.create_external_resource_driver.get_hookimpls():
+    create = manager.hook.create_external_resource_driver
+    if not create.get_hookimpls():
         raise PluginError(
             f"{name} is no factory: it has no create_external_resource_driver marked @externalresource.hookimpl"
         )
-    return manager
+    return create
 
 
-def _distribution(point: EntryPoint) -> str:
+def api_version(plugin: object) -> object:
+    """Return for which version of the driver API a plugin says that it was written, itself or its module; or None."""
+    module = sys.modules.get(getattr(plugin, "__module__", None) or "")
+    return getattr(plugin, "api_version", getattr(module, "api_version", None))
+
+
+def distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
+
+
+def _entry_point(factory: str) -> tuple[str, Callable[[], object]]:
+    points = installed()
+    named = [point for point in points if point.name == factory]
+    if not named:
+        known = sorted({point.name for point in points})
+        raise PluginError(
+            f"no installed plugin is called {factory!r} (installed: {', '.join(known) or 'none'}; an import path is "
+            f"written package.module:Class){did_you_mean(factory, known)}"
+        )
+    if len(named) > 1:
+        raise PluginError(
+            f"plugin {factory!r} is ambiguous: {' and '.join(map(distribution, named))} both provide it; "
+            f"uninstall one, or name the import path ({' or '.join(point.value for point in named)})"
+        )
+    [point] = named
+    return f"plugin {factory!r} (entry point {point.value} of {distribution(point)})", point.load
+
+
+def _import_path(factory: str) -> tuple[str, Callable[[], object]]:
+    module, _, attribute = factory.partition(":")
+
+    def find() -> object:
+        found: object = importlib.import_module(module)
+        for part in filter(None, attribute.split(".")):
+            found = getattr(found, part)
+        return found
+
+    return f"plugin {factory!r} (import path)", find
 
 
 def _cause(error: BaseException) -> str:

@@ -283,7 +283,7 @@ def test_help_of_run_needs_no_command(environment: dict[str, str]) -> None:
     assert call(environment, "run", "-h").stdout == call(environment, "run", "--help").stdout != ""
 
 
-@pytest.mark.parametrize("command", ["discover", "run", "status", "release", "demo"])
+@pytest.mark.parametrize("command", ["discover", "run", "status", "release", "plugins", "demo"])
 def test_help_says_what_each_option_is_for(environment: dict[str, str], command: str) -> None:
     done = call(environment, command, "--help")
     options = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("-")]

@@ -1,11 +1,17 @@
+import json
+import os
+import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from externalresource.api import API_VERSION
 from externalresource.errors import ConfigurationError, PluginError
+from externalresource.installed import Plugin, installed
 from externalresource.plugins import create_driver
 
 FACTORY = """
@@ -22,6 +28,8 @@ class Factory:
 """
 MODULE = FACTORY + "\n\n@hookimpl\ndef create_external_resource_driver(options):\n    return Driver(options)\n"
 OBJECT = FACTORY + "\n\nfactory = Factory()\n"
+
+COMMAND = str(Path(sysconfig.get_path("scripts")) / "externalresource")
 
 Install = Callable[..., None]
 
@@ -226,3 +234,354 @@ def test_our_own_errors_come_through_as_they_are(install: Install) -> None:
 @pytest.mark.parametrize("path", [":", ":Factory", "missing_package:Factory", "os:path:join"])
 def test_import_path_that_leads_nowhere_is_an_error(path: str) -> None:
     assert error_of(path).startswith(f"plugin {path!r} (import path) could not be loaded: ")
+
+
+class Panic(BaseException):
+    """As PanicException of pyo3: beside Exception, and nobody's wish to end the program."""
+
+
+def test_panic_of_a_library_on_import_is_an_error(install: Install) -> None:
+    install("broken", f"from {__name__} import Panic\nraise Panic('no backend')", {"fpga": "broken"})
+    assert error_of("fpga").endswith("could not be loaded: Panic: no backend")
+
+
+def test_panic_of_a_library_in_a_factory_is_an_error(install: Install) -> None:
+    code = f"from {__name__} import Panic\nfrom externalresource import hookimpl\n@hookimpl\n"
+    install("broken", code + "def create_external_resource_driver(options): raise Panic('no backend')", {})
+    assert error_of("broken:").endswith("could not create a driver: Panic: no backend")
+
+
+def test_one_package_with_two_plugins_of_one_name_is_an_error(install: Install) -> None:
+    install("fpga", OBJECT, {"fpga": "fpga:factory", " fpga": "fpga:Factory"})
+    assert error_of("fpga").startswith("plugin 'fpga' is ambiguous: fpga 1.0 and fpga 1.0 both provide it")
+
+
+# For which version of the driver API it was written
+
+VERSIONED = {
+    "class": ("fpga:Factory", FACTORY + "    api_version = {}\n"),
+    "instance": ("fpga:factory", OBJECT + "factory.api_version = {}\n"),
+    "module": ("fpga", "api_version = {}\n" + MODULE),
+    "module of a class": ("fpga:Factory", "api_version = {}\n" + FACTORY),
+    "module of a function": (
+        "fpga:fpga",
+        "api_version = {}\nfrom externalresource.api import driver\n@driver('fpga')\ndef fpga(): return []\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(("value", "code"), VERSIONED.values(), ids=VERSIONED)
+@pytest.mark.parametrize("version", [API_VERSION + 1, API_VERSION - 1, "new"])
+def test_plugin_for_another_version_of_the_api_is_an_error_naming_both(
+    value: str, code: str, version: object, install: Install
+) -> None:
+    install("fpga", code.format(repr(version)), {"fpga": value})
+    assert error_of("fpga") == (
+        f"plugin 'fpga' (entry point {value} of fpga 1.0) was written for version {version!r} of the driver API, and "
+        f"this externalresource has version {API_VERSION}: install releases of the two that fit"
+    )
+
+
+@pytest.mark.parametrize(("value", "code"), VERSIONED.values(), ids=VERSIONED)
+def test_plugin_for_this_version_of_the_api_is_used(value: str, code: str, install: Install) -> None:
+    install("fpga", code.format(API_VERSION), {"fpga": value})
+    assert create_driver("fpga", {}) is not None
+
+
+# Plugins that hang or print
+
+
+def with_plugins() -> dict[str, str]:
+    """Return the environment of a process that finds the plugins which are installed here, and buffers its output."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": ""}
+
+
+def python(code: str) -> str:
+    """Run it in a process that has the alarm signal for itself, which pytest-timeout uses here."""
+    done = subprocess.run([sys.executable, "-c", code], env=with_plugins(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+CREATE = """
+import signal
+from externalresource.errors import PluginError
+from externalresource.plugins import create_driver
+try:
+    print(create_driver("fpga", {}, import_timeout=%s))
+except PluginError as error:
+    print(error)
+print(signal.getsignal(signal.SIGALRM) is signal.SIG_DFL, signal.getitimer(signal.ITIMER_REAL))
+"""
+HANGS = {
+    "sleeps": "import time\ntime.sleep(600)",
+    "goes on whatever happens": "import time\nwhile True:\n  try: time.sleep(600)\n  except Exception: pass",
+    "waits for a child": "import subprocess\nsubprocess.run(['sleep', '600'])",
+    "in its class": "class Factory:\n  def __init__(self):\n    import time\n    time.sleep(600)",
+}
+
+
+@pytest.mark.parametrize("code", HANGS.values(), ids=HANGS)
+def test_import_that_hangs_ends_with_an_error_that_names_it(code: str, install: Install) -> None:
+    install("broken", code, {"fpga": "broken:Factory"})
+    said, after = python(CREATE % "0.5").splitlines()
+    assert said == (
+        "plugin 'fpga' (entry point broken:Factory of broken 1.0) could not be loaded: "
+        "its import had not ended after 0.5 s"
+    )
+    assert after == "True (0.0, 0.0)"
+
+
+def test_import_has_the_main_thread_and_keeps_the_handlers_that_it_sets(install: Install) -> None:
+    code = "import signal, threading\nassert threading.current_thread() is threading.main_thread()\n"
+    install("fpga", code + "signal.signal(signal.SIGALRM, signal.SIG_IGN)\n" + OBJECT, {"fpga": "fpga:factory"})
+    said, after = python(CREATE % "60").splitlines()
+    assert "Driver object" in said
+    assert after == "False (0.0, 0.0)"
+
+
+def test_program_that_uses_the_alarm_keeps_it(install: Install) -> None:
+    install("fpga", OBJECT, {"fpga": "fpga:factory"})
+    mine = "import signal\nsignal.signal(signal.SIGALRM, print)\nsignal.setitimer(signal.ITIMER_REAL, 600)\n"
+    check = "print(signal.getsignal(signal.SIGALRM) is print, signal.getitimer(signal.ITIMER_REAL)[0] > 300)"
+    assert python(mine + CREATE % "0.001" + check).splitlines()[-1] == "True True"
+
+
+def test_plugin_is_loaded_in_any_thread(install: Install) -> None:
+    install("fpga", OBJECT, {"fpga": "fpga:factory"})
+    body = "".join(f"    {line}\n" for line in (CREATE % "60").splitlines())
+    code = (
+        f"import threading\ndef work():\n{body}\nthread = threading.Thread(target=work)\nthread.start()\nthread.join()"
+    )
+    assert "Driver object" in python(code)
+
+
+NOISE = "print('noise')\nimport os\nos.write(1, b'noise')\nos.system('echo noise')\n"
+NOISY = (
+    NOISE
+    + """
+from externalresource.api import Device, driver
+
+@driver("fpga")
+def fpga():
+    print("noise")
+    return [Device("0", environment={"FPGA": "0"})]
+"""
+)
+
+
+def command(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([COMMAND, *words], env=with_plugins(), capture_output=True, text=True, check=False)
+
+
+def test_what_a_plugin_prints_does_not_get_into_the_answer(install: Install, tmp_path: Path) -> None:
+    install("noisy", NOISY, {"fpga": "noisy:fpga"})
+    file = f"--coordination-file={tmp_path}/fpgas"
+    shown = command("discover", "fpga", "--format=json", file)
+    assert [device["index"] for device in json.loads(shown.stdout)] == ["0"]
+    assert shown.stderr.count("noise") == 4
+    ran = command("run", "fpga=1", file, "--", "sh", "-c", "echo $FPGA")
+    assert (ran.stdout, ran.stderr.count("noise")) == ("0\n", 4)
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_plugin_is_used_where_a_stream_is_closed(closed: str, install: Install, tmp_path: Path) -> None:
+    install("noisy", NOISY.removeprefix(NOISE), {"fpga": "noisy:fpga"})
+    words = f"run fpga=1 --coordination-file={tmp_path}/fpgas -- sh -c 'echo $FPGA > {tmp_path}/answer'"
+    assert (
+        subprocess.run(
+            ["sh", "-c", f"exec '{COMMAND}' {words} {closed}>&-"], env=with_plugins(), check=False, capture_output=True
+        ).returncode
+        == 0
+    )
+    assert (tmp_path / "answer").read_text() == "0\n"
+
+
+# What is installed
+
+
+def named(name: str, *, timeout: float = 60) -> list[Plugin]:
+    return [plugin for plugin in installed(timeout) if plugin.name == name]
+
+
+OWN_OPTIONS = """
+from dataclasses import dataclass
+from typing import Literal
+from externalresource.api import Device, driver
+
+@dataclass(frozen=True)
+class Options:
+    board: str
+    root: str = "/dev"
+    speed: Literal["slow", "fast"] = "fast"
+    lanes: int | None = None
+
+@driver("fpga", Options)
+def fpga(options):
+    \"""FPGA boards.
+
+    More of them.
+    \"""
+    return []
+"""
+
+
+def test_installed_plugin_is_shown_with_its_options(install: Install) -> None:
+    install("boards", "api_version = 1\n" + OWN_OPTIONS, {"fpga": "boards:fpga"})
+    [plugin] = named("fpga")
+    assert (plugin.distribution, plugin.version, plugin.entry_point) == ("boards", "1.0", "boards:fpga")
+    assert (plugin.loads, plugin.problem, plugin.said) == (True, None, None)
+    assert (plugin.api_version, plugin.summary) == (1, "FPGA boards.")
+    assert plugin.options is not None
+    options = [(option.name, option.kind, option.default, option.required) for option in plugin.options]
+    assert options[:4] == [
+        ("board", "a text", None, True),
+        ("root", "a text", "/dev", False),
+        ("speed", "slow|fast", "fast", False),
+        ("lanes", "a whole number", None, False),
+    ]
+    assert ("enable-coordination-mode", "true or false", "false", False) in options
+
+
+def test_options_of_the_gpu_driver_are_those_that_it_takes() -> None:
+    [plugin] = named("gpu")
+    assert plugin.options is not None
+    defaults = {option.name: option.default for option in plugin.options if option.default is not None}
+    assert create_driver("gpu", defaults) is not None
+    with pytest.raises(ConfigurationError) as caught:
+        create_driver("gpu", {"nonsense": "1"})
+    allowed = str(caught.value).partition("(allowed: ")[2].partition(")")[0].split(", ")
+    assert [option.name for option in plugin.options] == allowed
+
+
+@pytest.mark.parametrize(
+    ("code", "options"),
+    [
+        (OBJECT, None),
+        (OBJECT + "factory.options = []", []),
+        (OBJECT + "import json\nfactory.options = json", None),
+        (OBJECT + "factory.options = [1]", None),
+    ],
+    ids=["none", "no options", "something else", "a list of something else"],
+)
+def test_factory_need_not_say_which_options_it_takes(code: str, options: object, install: Install) -> None:
+    install("fpga", code, {"fpga": "fpga:factory"})
+    [plugin] = named("fpga")
+    assert (plugin.loads, plugin.problem, plugin.options) == (True, None, options)
+
+
+@pytest.mark.parametrize("fault", ["ValueError: no", "AttributeError: no"])
+def test_factory_that_cannot_say_its_options_is_said_to(fault: str, install: Install) -> None:
+    kind = fault.partition(":")[0]
+    install("fpga", FACTORY + f"    @property\n    def options(self): raise {kind}('no')", {"fpga": "fpga:Factory"})
+    [plugin] = named("fpga")
+    assert plugin.problem == f"cannot say which options it takes: {fault}"
+
+
+CONTAINED = {
+    **{name: (code, f"could not be loaded: {cause}") for name, (code, cause) in BROKEN.items()},
+    "ends the process": (
+        "import os\nos._exit(0)",
+        "could not be loaded: its import ended the process with status 0",
+    ),
+    "crashes": (
+        "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)",
+        "could not be loaded: its import ended the process with SIGSEGV",
+    ),
+    "has no hook": ("class Factory: pass", "is no factory: it has no create_external_resource_driver"),
+    "is for another version": ("api_version = 0\n" + FACTORY, "was written for version 0 of the driver API"),
+}
+
+
+def test_plugin_that_cannot_be_used_is_listed_with_the_reason_and_hides_no_other(install: Install) -> None:
+    for number, (code, _) in enumerate(CONTAINED.values()):
+        install(f"broken{number}", code, {f"fpga{number}": f"broken{number}:Factory"})
+    found = {plugin.name: plugin for plugin in installed(60)}
+    for number, (name, (_, problem)) in enumerate(CONTAINED.items()):
+        listed = found[f"fpga{number}"]
+        problem = problem.replace("'broken'", f"'broken{number}'")  # noqa: PLW2901
+        assert (name, listed.loads, (listed.problem or "")[: len(problem)]) == (name, False, problem)
+        assert f"broken{number}" not in sys.modules
+    assert found["gpu"].loads
+
+
+def test_plugin_that_hangs_on_import_hides_no_other(install: Install) -> None:
+    for number, code in enumerate(HANGS.values()):
+        install(f"hangs{number}", code, {f"fpga{number}": f"hangs{number}:Factory"})
+    install("fpga", OBJECT, {"zpga": "fpga:factory"})
+    found = {plugin.name: plugin for plugin in installed(5)}
+    problems = {found[f"fpga{number}"].problem for number in range(len(HANGS))}
+    assert problems == {"could not be loaded: its import had not ended after 5 s"}
+    assert found["zpga"].loads
+
+
+@pytest.mark.parametrize("code", [NOISE + OBJECT, NOISE + "raise ValueError", NOISE + "os._exit(3)"])
+def test_what_an_import_prints_is_shown_as_a_remark(code: str, install: Install) -> None:
+    install("noisy", code, {"fpga": "noisy:factory"})
+    [plugin] = named("fpga")
+    assert sorted((plugin.said or "").split()) in (["noise"] * 3, ["noise", "noisenoise"])
+
+
+def test_long_noise_is_cut(install: Install) -> None:
+    install("noisy", "print('noise ' * 100000)\n" + OBJECT, {"fpga": "noisy:factory"})
+    [plugin] = named("fpga")
+    assert plugin.said == ("noise " * 34)[:200] + "..."
+
+
+def test_import_that_leaves_a_thread_is_no_hang(install: Install) -> None:
+    code = "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
+    install("fpga", code + OBJECT, {"fpga": "fpga:factory"})
+    assert [plugin.loads for plugin in named("fpga")] == [True]
+
+
+def test_each_of_two_plugins_of_one_name_names_the_other(install: Install) -> None:
+    install("first", OBJECT, {"fpga": "first:factory"})
+    install("second", "raise ValueError('no')", {"fpga": "second:factory"})
+    one, other = named("fpga")
+    assert (one.loads, other.loads) == (True, False)
+    assert one.problem == (
+        "is ambiguous: second 1.0 provides this name, too; uninstall one, or name the import path first:factory"
+    )
+    assert other.problem == (
+        "could not be loaded: ValueError: no; it is ambiguous: first 1.0 provides this name, too; "
+        "uninstall one, or name the import path second:factory"
+    )
+
+
+def test_list_for_people_shows_plugins_then_what_is_wrong_then_options(install: Install) -> None:
+    install("boards", OWN_OPTIONS, {"fpga": "boards:fpga", "org.FpgaFactory": "boards:fpga"})
+    install("broken", NOISE + "raise ValueError('two\\nlines')", {"broken": "broken"})
+    done = command("plugins")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert rows[0] == ["NAME", "DISTRIBUTION", "VERSION", "API", "LOADS", "ENTRY", "POINT"]
+    assert ["fpga", "boards", "1.0", "-", "yes", "boards:fpga"] in rows
+    assert ["broken", "broken", "1.0", "-", "no", "broken"] in rows
+    assert "broken (broken 1.0) could not be loaded: ValueError: two lines\n" in done.stdout
+    assert "broken (broken 1.0) says on import: noise" in done.stdout
+    assert ["fpga", "board", "a", "text", "(must", "be", "given)"] in rows
+    assert ["fpga", "lanes", "a", "whole", "number", "-"] in rows
+    assert len([row for row in rows if row[1:2] == ["board"]]) == 1
+
+
+def test_list_for_programs_is_json(install: Install) -> None:
+    install("boards", OWN_OPTIONS, {"fpga": "boards:fpga"})
+    [fpga] = [plugin for plugin in json.loads(command("plugins", "--format=json").stdout) if plugin["name"] == "fpga"]
+    assert fpga["options"][0] == {"name": "board", "type": "a text", "default": None, "required": True}
+    del fpga["options"]
+    assert fpga == {
+        "name": "fpga",
+        "distribution": "boards",
+        "version": "1.0",
+        "entry_point": "boards:fpga",
+        "loads": True,
+        "problem": None,
+        "said": None,
+        "summary": "FPGA boards.",
+        "api_version": None,
+    }
+
+
+def test_list_where_nothing_is_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    assert installed(60) == []

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
-from externalresource.api import ExternalResourceInfo, Grants, hookimpl
+from externalresource.api import ExternalResourceInfo, Grants, Option, hookimpl
 from externalresource.coordination import Coordination, Holding, Owner, Witness, identify
 from externalresource.errors import ConfigurationError, CoordinationError, DiscoveryError, did_you_mean
-from externalresource_gpu import dialects, script
+from externalresource_gpu import described, dialects, script
 from externalresource_gpu.options import FLAGS, PREFIX, VALUED, Options
 
 _DEFAULT_TIMEOUT = 10.0  # seconds, as in Flink
@@ -198,7 +198,18 @@ class GPUDriver:
 
 
 class GPUDriverFactory:
-    """The GPU plugin."""
+    """NVIDIA GPUs, whole or in MIG instances."""
+
+    api_version = 1
+
+    @property
+    def options(self) -> list[Option]:
+        return [
+            Option("discovery-script.path", "a text", None, required=False),
+            Option("discovery-script.args", "a text", None, required=False),
+            Option("discovery-script.timeout", "a number", f"{_DEFAULT_TIMEOUT:g}", required=False),
+            *described.options(_SCRIPT),
+        ]
 
     @hookimpl
     def create_external_resource_driver(self, options: Mapping[str, str]) -> GPUDriver:
