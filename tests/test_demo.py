@@ -21,8 +21,20 @@ _ROW = re.compile(r"^  (\d+) +(\d+) +([\d,]+) +(\S+) +([\d.]+)%$", re.MULTILINE)
 # Two GPUs, in the columns that are asked for.
 _NVIDIA_SMI = """\
 #!/bin/sh
-echo "Disabled, 0, GPU-11111111-1111-4111-8111-111111111111, 00000000:0A:00.0, 81559, Default, 0 %, 30, Stand-in"
-echo "Disabled, 1, GPU-22222222-2222-4222-8222-222222222222, 00000000:0B:00.0, 81559, Default, 0 %, 30, Stand-in"
+for index in 0 1; do
+  row=
+  IFS=,
+  for field in ${1#--query-gpu=}; do
+    case $field in
+      index) cell=$index ;;
+      uuid) cell=GPU-$index$index$index$index$index$index$index$index-1111-4111-8111-111111111111 ;;
+      name) cell=Stand-in ;;
+      *) cell="[N/A]" ;;
+    esac
+    row="$row${row:+, }$cell"
+  done
+  echo "$row"
+done
 """
 
 
