@@ -1,5 +1,6 @@
 """A driver made of a function that enumerates devices: all else is the same for every device, and stands here."""
 
+import inspect
 import os
 import sys
 import threading
@@ -22,6 +23,10 @@ from externalresource.hookspecs import ExternalResourceInfo, hookimpl
 from externalresource.options import Option
 
 _LONGEST = 86400.0  # seconds
+_OWN_SHARE = 0.9  # of the time is for the enumeration itself: what it says then comes before our own verdict
+
+#: Makes the variables of a process of those that its devices have, joined by commas.
+Completing = Callable[[Mapping[str, str]], Mapping[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +104,18 @@ class Common:
 class DriverFactory:
     """The plugin: makes a driver of the options."""
 
-    def __init__(self, device_class: str, enumerate_devices: Callable[..., Iterable[Device]], options: Any) -> None:
+    def __init__(
+        self,
+        device_class: str,
+        enumerate_devices: Callable[..., Iterable[Device]],
+        options: Any,
+        environment: Completing = dict,
+    ) -> None:
         self.device_class = device_class
         self.__doc__ = enumerate_devices.__doc__
         self.__module__ = enumerate_devices.__module__
         self._enumerate = enumerate_devices
+        self._environment = environment
         self._kinds = [Common] if options is None else [options, Common]
 
     @property
@@ -114,23 +126,31 @@ class DriverFactory:
     @hookimpl
     def create_external_resource_driver(self, options: Mapping[str, str]) -> "DeviceDriver":
         """Return a driver. ConfigurationError for an option that is unknown, missing or wrong."""
-        enumerate_devices = self._enumerate
         who = f"the {self.device_class} driver"
         *own, common = option_parser.parse(options, self._kinds, who)
-        return DeviceDriver(self.device_class, lambda: enumerate_devices(*own), common)
+        return DeviceDriver(self.device_class, self._enumerator(own), common, self._environment)
+
+    def _enumerator(self, own: Sequence[Any]) -> Callable[[float], Iterable[Device]]:
+        enumerate_devices = self._enumerate
+        if "deadline" in inspect.signature(enumerate_devices).parameters:
+            return lambda deadline: enumerate_devices(*own, deadline=deadline)
+        return lambda _: enumerate_devices(*own)
 
 
 def driver(
-    device_class: str, options: type | None = None
+    device_class: str, options: type | None = None, *, environment: Completing = dict
 ) -> Callable[[Callable[..., Iterable[Device]]], DriverFactory]:
     """Make a plugin of a function that returns all devices of a class that this host has.
 
     `options` is a dataclass of the driver's own options; the function is called with an instance of it, else without an
-    argument. It may take its time, print nothing, and raise DiscoveryError if it cannot tell what is here.
+    argument. It may take its time, print nothing, and raise DiscoveryError if it cannot tell what is here. One with a
+    parameter `deadline` is told when (of `time.monotonic`) it must have given up, which one that waits needs.
+    `environment` is for variables that are more than the values of all devices with commas between: it is called with
+    those, and returns what the process gets.
     """
 
     def make(enumerate_devices: Callable[..., Iterable[Device]]) -> DriverFactory:
-        return DriverFactory(device_class, enumerate_devices, options)
+        return DriverFactory(device_class, enumerate_devices, options, environment)
 
     return make
 
@@ -138,10 +158,17 @@ def driver(
 class DeviceDriver:
     """Hands out the devices that a function enumerates."""
 
-    def __init__(self, device_class: str, enumerate_devices: Callable[[], Iterable[Device]], options: Common) -> None:
+    def __init__(
+        self,
+        device_class: str,
+        enumerate_devices: Callable[[float], Iterable[Device]],
+        options: Common,
+        environment: Completing = dict,
+    ) -> None:
         self._class = device_class
         self._enumerate = enumerate_devices
         self._options = options
+        self._environment = environment
         path = options.coordination_file or f"/var/tmp/externalresource-{device_class}-coordination"  # noqa: S108
         self._grants = Grants(Coordination(path, device_class))
 
@@ -178,7 +205,7 @@ class DeviceDriver:
                 raise PluginError(f"the {self._class} driver sets no variables for {info.get_property('index')}")
             for name, value in variables.items():
                 found.setdefault(name, []).append(value)
-        return {name: ",".join(dict.fromkeys(values)) for name, values in found.items()}
+        return self._environment({name: ",".join(dict.fromkeys(values)) for name, values in found.items()})
 
     def held(self, owner: Owner | None = None) -> Collection[Holding]:
         return self._grants.coordination.held(owner)
@@ -205,7 +232,8 @@ class DeviceDriver:
         return claimed
 
     def _enumerated(self, deadline: float) -> list[Device]:
-        found = _within(deadline, lambda: list(self._enumerate()), self._class)
+        own = deadline - (1 - _OWN_SHARE) * self._options.timeout
+        found = _within(deadline, lambda: list(self._enumerate(own)), self._class)
         names: set[str] = set()
         for device in found:
             if not isinstance(device, Device) or not device.index or not isinstance(device.index, str):
