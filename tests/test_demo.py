@@ -151,7 +151,7 @@ def test_real_gpus_are_used_where_there_are_enough(tmp_path: Path) -> None:
     assert out.startswith("Nothing in this demo is simulated: this host has 2 usable NVIDIA GPUs.\n")
     assert "--simulate" not in out
     assert (tmp_path / "coordination").exists(), "real GPUs are claimed where all others claim them"
-    assert {task_manager.mask[:12] for task_manager in _task_managers(out)} == {"GPU-11111111", "GPU-22222222"}
+    assert {task_manager.mask[:12] for task_manager in _task_managers(out)} == {"GPU-00000000", "GPU-11111111"}
 
 
 def test_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
