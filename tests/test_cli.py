@@ -76,16 +76,18 @@ def test_discover_draws_the_topology(environment: dict[str, str]) -> None:
     assert first.split() == ["0", "X", "NV1", "NV1", "NV2", "NV2", "SYS", "SYS", "SYS"]
 
 
-def test_discover_records_the_host_for_a_simulation(environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("machine", ["dgx-1", "in-use"])
+def test_discover_records_the_host_for_a_simulation(machine: str, environment: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "here.yaml"
-    assert call(environment, "discover", "--simulate", "dgx-1", "--record", str(file)).returncode == 0
-    columns = "index", "name", "memory.total", "numa_node", "links"
+    assert call(environment, "discover", "--simulate", machine, "--record", str(file)).returncode == 0
+    columns = "index", "name", "memory.total", "numa_node", "links", "in_use"
+    words = "--topology", "--format=json", "-o", "foreign-use=warn"
 
-    def seen(machine: str) -> list[list[str]]:
-        found = json.loads(call(environment, "discover", "--simulate", machine, "--topology", "--format=json").stdout)
-        return [[device[column] for column in columns] for device in found]
+    def seen(machine: str) -> list[list[str | None]]:
+        found = json.loads(call(environment, "discover", "--simulate", machine, *words).stdout)
+        return [[device.get(column) for column in columns] for device in found]
 
-    assert seen(str(file)) == seen("dgx-1")
+    assert seen(str(file)) == seen(machine)
 
 
 def test_record_that_cannot_be_written_is_one_line(environment: dict[str, str]) -> None:

@@ -29,7 +29,7 @@ class Question:
             options.backend,
             options.simulate,
             topology=options.topology or (options.amount > 1 and options.policy == "connected"),
-            processes=options.foreign_use != "ignore",
+            processes=options.foreign_use != "ignore" or options.format == "yaml",
         )
 
     def start(self) -> None:
