@@ -1,0 +1,1 @@
+"""The driver of whatever a discovery script finds."""
