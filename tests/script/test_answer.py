@@ -108,7 +108,7 @@ def test_nothing_between_commas_is_no_device(out: str) -> None:
             '\'{"index": 1, "index": 2}\', which is no JSON object in one line (a key stands there twice)',
         ),
         ('{"index": 1}, {"index": 2}', None),
-        ("{" + '"a":[' * 100_000, None),
+        ('{"a":' + "[" * 100_000, None),
     ],
     ids=["number", "list", "token", "NaN", "key twice", "two in one line", "deep"],
 )
@@ -116,6 +116,11 @@ def test_every_line_is_an_object_if_the_first_is(second: str, said: str | None) 
     message = refusal('{"index": "first"}\n' + second)
     assert message.startswith(f"printed in line 2: {said or second[:60].__repr__()}")
     assert len(message) < 200
+
+
+def test_depth_that_cannot_be_read_is_no_object() -> None:
+    text = '{"a":' + "[" * 100_000
+    assert refusal(text) == f"printed in line 1: {text[:60]!r}, which is nested too deeply"
 
 
 def test_object_over_several_lines_is_refused() -> None:

@@ -232,7 +232,8 @@ def test_script_that_hangs_is_killed_at_its_deadline(script: Script) -> None:
     assert said.startswith("SCRIPT did not answer within 0.4")
     assert said.endswith(" s and was killed; see discovery-script.timeout and timeout")
     assert "was killed" in failure(path, timeout="0.5")
-    assert "was killed" in failure(path, timeout="60", **{"discovery-script.timeout": "0.5"})
+    said = failure(path, timeout="60", **{"discovery-script.timeout": "0.5"})
+    assert said.startswith("SCRIPT did not answer within 0.5 s")
 
 
 def test_script_may_have_more_time_than_drivers_have_by_default(script: Script) -> None:
