@@ -176,6 +176,10 @@ def test_framework_knows_no_plugin(module: Module) -> None:
     assert not {name.partition(".")[0] for name in imported(module, types=True)} & plugins
 
 
+def test_template_is_held_to_the_rules_for_plugins() -> None:
+    assert "externalresource_serial" in {plugin.package for plugin in PLUGINS}
+
+
 @pytest.mark.parametrize("module", PLUGINS, ids=by_name)
 def test_plugin_enters_by_the_public_door(module: Module) -> None:
     assert rooms_of_the_framework(imported(module, types=True)) <= OPEN_TO_PLUGINS
