@@ -156,8 +156,9 @@ def run(command: Sequence[str], /, resources: Sequence[str], **given: Any) -> No
     """Become COMMAND, on devices that no other process has.
 
     Claims the devices, sets the environment (CUDA_VISIBLE_DEVICES, ...) and then becomes the command: same process, so
-    signals and exit status are its own. The devices are free again when it ends, however it ends. Failures of `run`
-    itself are 125, a command that cannot be executed is 126, one that does not exist 127.
+    signals and exit status are its own. The devices are free again when it ends, however it ends. Of several resources
+    it gets all or none; -o NAME.KEY=VALUE is an option of one of them. Failures of `run` itself are 125, a command that
+    cannot be executed is 126, one that does not exist 127.
     """
     try:
         with printing_to_stderr():
@@ -273,14 +274,23 @@ def _options(given: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _claimed(resources: Iterable[str], options: Mapping[str, str]) -> RuntimeContext:
-    drivers = {}
+    amounts: dict[str, int] = {}
     for name, amount in [_pair(text, "resource", "gpu=1") for text in resources]:
-        if name in drivers:
+        if name in amounts:
             raise ConfigurationError(f"resource {name!r} is given twice")
         if not (re.fullmatch("[0-9]{1,18}", amount) and int(amount)):
             raise ConfigurationError(f"the amount of {name!r} must be a positive integer, not {amount!r}")
-        drivers[name] = create_driver(name, {"enable-coordination-mode": "true", **options}), int(amount)
-    return RuntimeContext(drivers)
+        amounts[name] = int(amount)
+    drivers = {name: create_driver(name, _own_options(name, amounts, options)) for name in amounts}
+    return RuntimeContext({name: (driver, amounts[name]) for name, driver in drivers.items()})
+
+
+def _own_options(name: str, names: Iterable[str], options: Mapping[str, str]) -> dict[str, str]:
+    """Return the options of one of several resources: those for all, and those that are written NAME.KEY=VALUE."""
+    prefixes = tuple(f"{each}." for each in names)
+    common = {key: value for key, value in options.items() if not key.startswith(prefixes)}
+    own = {key.removeprefix(f"{name}."): value for key, value in options.items() if key.startswith(f"{name}.")}
+    return {"enable-coordination-mode": "true"} | common | own
 
 
 def _pair(text: str, what: str, example: str) -> tuple[str, str]:

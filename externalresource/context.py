@@ -27,11 +27,16 @@ class RuntimeContext:
         self._closed = False
         self._infos: dict[str, frozenset[ExternalResourceInfo]] = {}
         self._drivers: dict[str, ExternalResourceDriver] = {}
-        with ExitStack() as undo:
-            undo.callback(self.close)
+        try:
             for name, (driver, amount) in _in_turn(resources):
                 self._retrieve(name, driver, amount)
-            undo.pop_all()
+        except BaseException:
+            try:
+                for name in list(self._drivers):
+                    self._take_back(name)
+            finally:  # who interrupts this, too, still does not keep what is left
+                self.close()
+            raise
 
     def get_external_resource_infos(self, name: str) -> AbstractSet[ExternalResourceInfo]:
         """Return the infos of a resource: the same set for every operator, as in Flink.
@@ -96,7 +101,15 @@ class RuntimeContext:
         except ExternalResourceError as error:
             if not self._lenient:
                 raise
+            self._take_back(name)  # now, and not at the end: nobody here would use what it may hold
             _warn(f"resource {name!r} is left out: {error}")
+
+    def _take_back(self, name: str) -> None:
+        """Give back what a driver holds. That this fails is less than the error for which it is done."""
+        try:
+            getattr(self._drivers.pop(name), "close", _nothing)()
+        except Exception as error:  # noqa: BLE001 - code of the driver's
+            _warn(f"resource {name!r} could not be given back: {_cause(error)}")
 
 
 def runtime_context(
@@ -183,11 +196,14 @@ def _retrieved(name: str, driver: ExternalResourceDriver, amount: int) -> frozen
     except ExternalResourceError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())
-        raise PluginError(f"the driver of {name!r} failed: {type(error).__name__}: {said}") from error
+        raise PluginError(f"the driver of {name!r} failed: {_cause(error)}") from error
     if len(infos) != amount:
         raise PluginError(f"the driver of {name!r} returned {len(infos)} devices, not the {amount} asked for")
     return infos
+
+
+def _cause(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _nothing() -> None:

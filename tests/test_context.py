@@ -211,8 +211,32 @@ def test_lenient_leaves_out_what_fails_with_a_warning(caplog: pytest.LogCaptureF
 def test_lenient_gives_back_what_a_failed_driver_may_hold() -> None:
     driver = Driver({Info(0)})
     with RuntimeContext({"one": (driver, 2)}, lenient=True):
-        pass
+        assert driver.closed == 1
     assert driver.closed == 1
+
+
+@pytest.mark.parametrize("error", [NotEnoughDevicesError("none left"), KeyboardInterrupt()], ids=repr)
+def test_driver_that_fails_to_give_back_does_not_hide_the_error_for_which_it_was_to(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    drivers = [Driver(), Driver(fails_to_close=True), Driver(error)]
+    with pytest.raises(type(error)) as caught:
+        RuntimeContext({str(number): (driver, 1) for number, driver in enumerate(drivers)})
+    assert caught.value is error
+    assert [driver.closed for driver in drivers] == [1, 1, 1]
+    assert caplog.messages == ["resource '1' could not be given back: OSError: cannot give back"]
+
+
+def test_interrupt_while_one_resource_is_given_back_does_not_keep_the_others() -> None:
+    class Interrupted(Driver):
+        def close(self) -> None:
+            super().close()
+            raise KeyboardInterrupt
+
+    drivers = [Interrupted(), Driver(), Driver(NotEnoughDevicesError("none left"))]
+    with pytest.raises(KeyboardInterrupt):
+        RuntimeContext({str(number): (driver, 1) for number, driver in enumerate(drivers)})
+    assert [driver.closed for driver in drivers] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("amount", [1, 3])
