@@ -1,0 +1,1 @@
+"""The driver of RDMA network adapters: InfiniBand, RoCE, iWARP."""
