@@ -73,7 +73,9 @@ def _option(field: "dataclasses.Field[Any]", hint: Any) -> Option:
 def _shown(default: Any) -> str:
     if isinstance(default, bool):
         return str(default).lower()
-    return ",".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
+    if isinstance(default, float):
+        return f"{default:g}"
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _name(field: "dataclasses.Field[Any]") -> str:

@@ -33,7 +33,7 @@ BOARDS = """
 import os, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
-from externalresource.api import Device, driver
+from externalresource.api import Device, driver, hookimpl
 from externalresource.errors import DiscoveryError
 
 @dataclass(frozen=True)
@@ -53,6 +53,14 @@ def fpga(options):
         time.sleep(600)
     for path in sorted(root.glob("fpga*")):
         yield Device(path.name, environment={"FPGA_DEVICES": str(path)})
+
+class Generous:
+    @hookimpl
+    def create_external_resource_driver(self, options):
+        made = fpga.create_external_resource_driver(options)
+        retrieve = made.retrieve_resource_info
+        made.retrieve_resource_info = lambda amount: retrieve(amount + 1)
+        return made
 """
 CONFIG = """
 external-resources: gpu;fpga
@@ -195,6 +203,11 @@ FAILURES: dict[str, Failure] = {
         "did not enumerate its devices within",
     ),
     "the host has fewer": (lambda host: host.write(amount=3), NotEnoughDevicesError, "3 wanted, this host has 2"),
+    "it returns too many": (
+        lambda host: host.write(factory="boards:Generous"),
+        PluginError,
+        "returned 2 devices, not the 1 asked for",
+    ),
     "its file is rubbish": (
         lambda host: Path(host.files["fpga"]).write_text("rubbish\n"),
         CoordinationError,
@@ -209,7 +222,9 @@ FAILURES: dict[str, Failure] = {
 
 
 def held_after(host: Host) -> list[str]:
-    Path(host.files["fpga"]).write_text("")  # what may be rubbish
+    file = Path(host.files["fpga"])
+    if file.exists() and file.read_text() == "rubbish\n":
+        file.write_text("")
     return host.held()
 
 

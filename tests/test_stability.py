@@ -1,0 +1,63 @@
+"""What docs/api-stability.md says is so: whoever makes one of these tests red breaks a promise, or changes the page."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from externalresource import errors
+from externalresource.api import API_VERSION, Device, driver
+from externalresource.plugins import create_driver
+
+PAGE = (Path(__file__).parents[1] / "docs" / "api-stability.md").read_text(encoding="utf-8")
+PUBLIC = ["externalresource", *(f"externalresource.{room}" for room in ("api", "coordination", "errors", "testing"))]
+
+
+def rows(heading: str) -> list[list[str]]:
+    """Return the cells of the table with this heading."""
+    table = PAGE.partition(f"| {heading} |")[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in table]
+
+
+def test_version_of_the_driver_api_is_the_one_that_is_named() -> None:
+    assert re.findall(r"`externalresource\.api\.API_VERSION` is (\d+)\.", PAGE) == [str(API_VERSION)]
+
+
+def test_options_of_all_drivers_are_those_that_are_named() -> None:
+    factory = driver("CLASS")(lambda: [Device("0")])
+    have = {option.name: (option.kind, option.default) for option in factory.options}
+    named = {name: (kind, default.partition(" ")[0]) for name, kind, default in rows("option | type | default")}
+    assert named.pop("coordination-file") == ("a text", "/var/tmp/externalresource-CLASS-coordination")
+    assert have.pop("coordination-file") == ("a text", None)
+    assert named == have
+
+
+def test_default_file_of_a_class_is_the_one_that_is_named() -> None:
+    made = driver("CLASS")(lambda: [Device("0")]).create_external_resource_driver({"enable-coordination-mode": "true"})
+    assert f"`{made.coordination_file}`" in PAGE
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_promised_module_says_which_of_its_names_are_public(module: str) -> None:
+    room = importlib.import_module(module)
+    if room is errors:
+        classes = [value for value in vars(errors).values() if inspect.isclass(value)]
+        assert all(issubclass(kind, errors.ExternalResourceError) for kind in classes)
+        return
+    assert room.__all__ == sorted(set(room.__all__))
+    assert all(hasattr(room, name) for name in room.__all__)
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names_are_in_modules_that_are_named(module: str) -> None:
+    assert f"`{module}`" in PAGE or f"`.{module.rpartition('.')[2]}`" in PAGE
+
+
+def test_example_is_a_plugin_for_this_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [example] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    (tmp_path / "stable_example.py").write_text(example, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = create_driver("stable_example:fpga", {})
+    assert [info.get_property("index") for info in made.retrieve_resource_info(1)] == ["0"]
