@@ -186,7 +186,8 @@ class DeviceDriver:
             raise ConfigurationError(f"the amount must be a positive integer, not {amount}")
         deadline = time.monotonic() + self._options.timeout
         usable = _usable(self._class, self._enumerated(deadline), amount)
-        chosen = self._claim(usable, amount, deadline) if self._options.enable_coordination_mode else usable[:amount]
+        coordinated = self._options.enable_coordination_mode
+        chosen = self._claim(usable, amount, deadline) if coordinated else _apart(usable, (), amount)
         return {DeviceInfo(device) for device in chosen}
 
     def devices(self) -> list[ExternalResourceInfo]:
@@ -227,7 +228,9 @@ class DeviceDriver:
                 witness=None if witness is None else witness.name,
                 until_children_exit=until_children_exit,
             )
-            claimed = self._grants.coordination.claim(usable, amount, owner, deadline=deadline, wait=self._options.wait)
+            claimed = self._grants.coordination.claim(
+                usable, amount, owner, choose=_apart, deadline=deadline, wait=self._options.wait
+            )
             self._grants.add(claimed, owner, witness)
         return claimed
 
@@ -285,6 +288,30 @@ def _usable(device_class: str, devices: Sequence[Device], amount: int) -> list[D
         )
         raise NotEnoughDevicesError(f"{amount} wanted, only {len(usable)} of {len(devices)} are usable ({reasons})")
     return usable
+
+
+def _apart(free: Sequence[Device], _claims: Sequence[object], amount: int) -> Sequence[Device]:
+    """Return the first devices of which none is a slice of another; NotEnoughDevicesError if those are too few."""
+    parts = [device for device in free if device.parent_uuid or device.parent_token]
+    if not parts:
+        return free[:amount]
+    last = {id(device) for device in free if any(_is_slice(part, device) for part in parts)}  # its slices may be more
+    chosen: list[Device] = []
+    for order in (free, sorted(free, key=lambda device: id(device) in last)):
+        chosen = []
+        for device in order:
+            if not any(_is_slice(device, other) or _is_slice(other, device) for other in chosen):
+                chosen.append(device)
+                if len(chosen) == amount:
+                    return chosen
+    raise NotEnoughDevicesError(f"{amount} wanted, {len(chosen)} are free that are not slices of each other")
+
+
+def _is_slice(part: Device, device: Device) -> bool:
+    if part.parent_uuid and device.uuid:
+        return part.parent_uuid == device.uuid
+    parents = {part.parent_uuid, part.parent_token} - {None}
+    return not parents.isdisjoint((device.uuid, device.index))
 
 
 def _order(info: ExternalResourceInfo) -> tuple[int, str]:

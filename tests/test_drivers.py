@@ -130,6 +130,33 @@ def test_what_was_claimed_is_given_back_by_its_process_alone_and_once(ledger: st
     assert not made.held()
 
 
+def halved(index: str) -> list[Device]:
+    """Return a board and its halves."""
+    halves = [Device(f"{index}.{half}", f"PART-{index}.{half}", parent_uuid=f"FPGA-{index}") for half in "ab"]
+    return [Device(index, f"FPGA-{index}"), *halves]
+
+
+@pytest.mark.parametrize(
+    ("amount", "names"), [(1, ["0"]), (2, ["0", "1"]), (3, ["0.a", "0.b", "1.a"]), (4, ["0.a", "0.b", "1.a", "1.b"])]
+)
+@pytest.mark.parametrize("coordinated", ["true", "false"])
+def test_process_never_gets_a_device_and_a_slice_of_it(
+    ledger: str, amount: int, names: list[str], coordinated: str
+) -> None:
+    driver = of([*halved("0"), *halved("1")], ledger, enable_coordination_mode=coordinated)
+    infos = driver.retrieve_resource_info(amount)
+    assert sorted(info.get_property("index") or "" for info in infos) == names
+    driver.close()
+
+
+@pytest.mark.parametrize("coordinated", ["true", "false"])
+@pytest.mark.parametrize("part", [Device("0.a", parent_uuid="FPGA-0"), Device("0.a", parent_token="0")])
+def test_device_and_its_only_slice_are_not_two(ledger: str, part: Device, coordinated: str) -> None:
+    driver = of([Device("0", "FPGA-0"), part], ledger, enable_coordination_mode=coordinated)
+    with pytest.raises(NotEnoughDevicesError, match=r"^2 wanted, 1 are free that are not slices of each other"):
+        driver.retrieve_resource_info(2)
+
+
 def test_slice_and_what_it_is_a_slice_of_exclude_each_other(ledger: str) -> None:
     whole, part = Device("0", "FPGA-0"), Device("0.0", "PART-0", parent_uuid="FPGA-0", parent_token="0")
     holder = of([part], ledger)
@@ -264,7 +291,7 @@ def test_wrong_options_are_refused_with_what_is_allowed(options: Mapping[str, st
 
 
 def test_factory_is_described_by_its_function() -> None:
-    assert (fpga.device_class, fpga.options, fpga.__doc__) == ("fpga", Options, "FPGA boards.")
+    assert (fpga.device_class, fpga.options[0].name, fpga.__doc__) == ("fpga", "count", "FPGA boards.")
 
 
 # ---- the environment ------------------------------------------------------------------------------
