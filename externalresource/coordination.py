@@ -112,19 +112,21 @@ class Coordination:
         choose: Choose[D] = first,
         deadline: float | None = None,
         wait: float = 0,
+        suits: Callable[[D], bool] = lambda _device: True,
     ) -> list[D]:
         """Record `amount` of the devices for `owner` and return them: none that a living owner may hold.
 
         `choose` picks among the free ones, under the lock, or raises NotEnoughDevicesError if none of them will do now;
         `deadline` (of `time.monotonic`) bounds the wait for it.
-        With `wait` (seconds) devices that others hold are queued for, first come, first served.
+        With `wait` (seconds) devices that others hold are queued for, first come, first served; of them those that
+        `suits` (which `choose` would not refuse at the moment) are kept meanwhile.
         Raises NotEnoughDevicesError, which says who holds them; CoordinationError if the file cannot be used.
         """
         if amount < 1:
             raise ConfigurationError(f"the amount must be a positive integer, not {amount}")
         if amount > len(devices):
             raise NotEnoughDevicesError(f"{amount} wanted, this host has {len(devices)}")
-        request = _Request(devices, amount, owner, choose)
+        request = _Request(devices, amount, owner, choose, suits)
         end = time.monotonic() + wait
         try:
             return self._claim_now(request, deadline, None)
@@ -132,8 +134,8 @@ class Coordination:
             if wait <= 0:
                 raise
         try:
-            with self._place(request) as place:
-                return self._claim_in_turn(request, place, end, math.inf if deadline is None else deadline + wait)
+            with self._turn() as turn:
+                return self._claim_in_turn(request, turn, end, math.inf if deadline is None else deadline + wait)
         except NotEnoughDevicesError as error:
             raise NotEnoughDevicesError(f"{error}; waited {wait:g} s for them") from None
 
@@ -190,13 +192,13 @@ class Coordination:
                 raise
         return witness
 
-    def _claim_in_turn(self, request: "_Request[D]", place: Place, end: float, deadline: float) -> list[D]:
+    def _claim_in_turn(self, request: "_Request[D]", turn: str, end: float, deadline: float) -> list[D]:
         """Claim as soon as those before leave enough; NotEnoughDevicesError at `end`."""
         seconds, longest = _PAUSE
         while True:
             now = time.monotonic()
             try:
-                return self._claim_now(request, min(now + DEFAULT_TIMEOUT, deadline), place)
+                return self._claim_now(request, min(now + DEFAULT_TIMEOUT, deadline), turn)
             except NotEnoughDevicesError as error:
                 if now >= end:
                     raise
@@ -205,40 +207,46 @@ class Coordination:
             seconds = min(seconds * 2, longest)
 
     @contextlib.contextmanager
-    def _place(self, request: "_Request[D]") -> Iterator[Place]:
-        """Keep a place for the queue, which is given up if the block ends with an error."""
+    def _turn(self) -> Iterator[str]:
+        """Hold the lock of a place in the queue, which is given up if the block ends with an error."""
         with contextlib.closing(Witness(self.path)) as turn:
-            place = waiting.place(turn.name, request.amount, request.devices)
             try:
-                yield place
+                yield turn.name
             except BaseException:
-                self._leave(place)
+                self._leave(turn.name)
                 raise
 
-    def _leave(self, place: Place) -> None:
+    def _leave(self, turn: str) -> None:
         """Give up a place. Whoever comes next does it if the lock is not free: a place without its lock is none."""
         with contextlib.suppress(CoordinationError), self._locked(time.monotonic() + _LEAVING):
             queue = waiting.read(self.path)
-            if place in queue:
-                waiting.write(self.path, [other for other in queue if other != place])
+            before, behind = waiting.around(queue, turn)
+            self._write_queue(queue, [*before, *behind])
 
-    def _claim_now(self, request: "_Request[D]", deadline: float | None, place: Place | None) -> list[D]:
-        """Claim what is free and not kept for those who came before, or join the queue at `place`."""
+    def _claim_now(self, request: "_Request[D]", deadline: float | None, turn: str | None) -> list[D]:
+        """Claim what is free and not kept for those who came before, or have a place in the queue under `turn`."""
         with self._locked(deadline):
-            before = self._read()
+            claimed = self._read()
             queue = waiting.read(self.path)
+            before, behind = waiting.around(queue, turn)
             try:
-                claims, chosen = self._chosen(request, before, queue[: queue.index(place)] if place in queue else queue)
+                claims, chosen = self._chosen(request, claimed, before)
             except NotEnoughDevicesError:
-                if place is not None and place not in queue:
-                    waiting.write(self.path, [*queue, place])
+                if turn is not None:
+                    place = waiting.place(
+                        turn, request.amount, [device for device in request.devices if request.suits(device)]
+                    )
+                    self._write_queue(queue, [*before, place, *behind])
                 raise
             with self._witnessed(request.owner) as owner:
                 new = [self._new_claim(device, owner) for device in chosen]
-                if place in queue:  # before the claim, which stands once it is written
-                    waiting.write(self.path, [other for other in queue if other != place])
-                self._write(before, ledger.append(claims, new))
+                self._write_queue(queue, [*before, *behind])  # before the claim, which stands once it is written
+                self._write(claimed, ledger.append(claims, new))
         return chosen
+
+    def _write_queue(self, before: Sequence[Place], after: Sequence[Place]) -> None:
+        if before != after:
+            waiting.write(self.path, after)
 
     def _chosen(
         self, request: "_Request[D]", before: Sequence[Claim], ahead: Sequence[Place]
@@ -336,6 +344,8 @@ class _Request(NamedTuple, Generic[D]):
     amount: int
     owner: Owner
     choose: Choose[D]
+    #: Whether a device would do at the moment.
+    suits: Callable[[D], bool]
 
 
 def _choice(request: _Request[D], claims: Sequence[Claim], ahead: Sequence[Place]) -> list[D]:

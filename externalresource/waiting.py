@@ -1,7 +1,8 @@
 """Who waits for devices, first come first served: a file beside the coordination file, used under its lock.
 
-One line per waiting process in the order in which they came, `WITNESS AMOUNT DEVICE...`, a slice as `DEVICE@PARENT`. A
-place is kept by a lock that its process holds, so that it vanishes with the process, whatever ends that.
+One line per waiting process in the order in which they came, `WITNESS AMOUNT DEVICE...`, a slice as `DEVICE@PARENT`;
+no device where none would do at the moment. A place is kept by a lock that its process holds, so
+that it vanishes with the process, whatever ends that.
 """
 
 import re
@@ -14,7 +15,7 @@ from externalresource.errors import CoordinationError
 from externalresource.matching import Claimable, D
 
 # A witness is part of a path: no other character may stand in it.
-_LINE = re.compile(r"([0-9a-f]+) ([1-9][0-9]{0,8})((?: [!-~]+)+)")
+_LINE = re.compile(r"([0-9a-f]+) ([1-9][0-9]{0,8})((?: [!-~]+)*)")
 
 
 class Place(NamedTuple):
@@ -55,6 +56,13 @@ def write(coordination_file: str, places: Sequence[Place]) -> None:
         ledger.remove(_path(coordination_file))
         return
     ledger.write_text(_path(coordination_file), "".join(f"{_render(place)}\n" for place in places))
+
+
+def around(queue: Sequence[Place], name: str | None) -> tuple[list[Place], list[Place]]:
+    """Return the places before and behind the one with that lock; all are before who has none yet."""
+    names = [place.witness for place in queue]
+    at = names.index(name) if name in names else len(queue)
+    return [*queue[:at]], [*queue[at + 1 :]]
 
 
 def unreserved(free: Sequence[D], before: Iterable[Place]) -> list[D]:

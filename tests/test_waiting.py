@@ -445,7 +445,6 @@ def test_lock_is_waited_for_at_most_until_the_deadline_and_the_wait_are_over(
 
 RUBBISH = {
     "words": "what is this",
-    "no device": "ab12 1",
     "no device but a blank": "ab12 1 ",
     "no amount": "ab12 GPU-0",
     "amount 0": "ab12 0 GPU-0",
@@ -517,7 +516,7 @@ def test_queue_that_cannot_be_written_grants_nothing(path: str, start: Start) ->
 
 
 @pytest.mark.parametrize(
-    "devices", [gpus(0, 11), [Device("a b@c%")], [of(0, "a"), Device("x", "", None, "p@ q")]], ids=repr
+    "devices", [[], gpus(0, 11), [Device("a b@c%")], [of(0, "a"), Device("x", "", None, "p@ q")]], ids=repr
 )
 def test_place_is_read_as_it_was_written(devices: list[Device], path: str) -> None:
     place = waiting.place("ab12", 3, devices)
@@ -552,6 +551,44 @@ def test_who_waits_for_what_its_choice_refuses_has_a_place_in_the_queue(path: st
         Coordination(path, "gpu").claim(gpus(0), 1, identify(os.getpid()))
     Path(will_do).touch()
     assert waiting_one.result() == ["0"]
+
+
+def test_what_would_not_do_at_the_moment_is_not_kept_for_who_waits_but_what_would_is(path: str) -> None:
+    unfit = {"0"}
+
+    def choose(free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
+        if len(fit := [device for device in free if device.token not in unfit]) < amount:
+            raise NotEnoughDevicesError("none of these will do")
+        return fit[:amount]
+
+    def another_comes() -> None:
+        give_back(path, gpus(1), 1)
+        assert ask(path, gpus(0, 1), pid=2) == ["0"]
+        assert refusal(path, gpus(0, 1)).startswith("1 wanted, 0 of 2 free; 1 waiting before")
+
+    ask(path, gpus(1), pid=1)
+    patient = coordination(path, another_comes)
+    suited = patient.claim(
+        gpus(0, 1), 1, made_up(3), choose=choose, suits=lambda device: device.token not in unfit, wait=LONG
+    )
+    assert tokens(suited) == ["1"]
+
+
+def test_who_could_use_nothing_at_the_moment_stays_in_the_queue(path: str) -> None:
+    unfit = {"0"}
+
+    def choose(free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
+        if unfit:
+            raise NotEnoughDevicesError("none of these will do")
+        return free[:amount]
+
+    def look() -> None:
+        assert places(path) == 1
+        unfit.clear()
+
+    waiting_one = coordination(path, look)
+    found = waiting_one.claim(gpus(0), 1, made_up(3), choose=choose, suits=lambda device: not unfit, wait=LONG)
+    assert tokens(found) == ["0"]
 
 
 class Pool:
@@ -658,6 +695,17 @@ def test_signal_that_is_ignored_does_not_end_a_waiting_script(path: str, held: R
             assert process.communicate() == ("0\n", "")
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_script_that_was_stopped_for_a_while_waits_on(path: str, held: Running[list[str]]) -> None:
+    with start_script(path) as process:
+        for _ in range(3):  # longer than its longest pause
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.7)
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.1)
+        held.kill()
+        assert process.communicate(timeout=LONG) == ("0\n", "")
 
 
 def test_killed_script_claims_nothing_later(path: str, held: Running[list[str]]) -> None:

@@ -39,6 +39,10 @@ class Choice:
         used = [device for device in free if device.place in self.used]
         return [*unused, *self._select(used, claims, amount - len(unused))]
 
+    def suits(self, device: Device) -> bool:
+        """Return whether a device would do now: one that is in use is never taken where that excludes it."""
+        return self._foreign_use != "exclude" or device.place not in self.used
+
     def reasons(self, devices: Sequence[Device]) -> str:
         """Return why these devices look used though nobody claimed them; empty if they do not."""
         return "; ".join(f"GPU {device.place} is {used}" for device in devices if (used := self.used.get(device.place)))

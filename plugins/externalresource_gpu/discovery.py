@@ -119,7 +119,13 @@ def _coordinated(options: Options, parent: int, question: Question, deadline: fl
     _hold_signals(hold=True)
     try:
         claimed = coordination.claim(
-            candidates, options.amount, owner, choose=host.choose, deadline=deadline, wait=options.wait
+            candidates,
+            options.amount,
+            owner,
+            choose=host.choose,
+            deadline=deadline,
+            wait=options.wait,
+            suits=host.suits,
         )
     finally:
         progress.clear()
@@ -165,10 +171,12 @@ def _sleep(seconds: float) -> None:
 
     heeded = {number for number in _ending_signals() if signal.getsignal(number) != signal.SIG_IGN}  # see nohup
     asked = signal.sigtimedwait(heeded, seconds)
-    if asked is not None and asked.si_signo == signal.SIGINT:
+    # A process that was stopped for longer than the pause gets an answer that was never filled in (CPython).
+    if asked is None or asked.si_signo not in heeded:
+        return
+    if asked.si_signo == signal.SIGINT:
         raise KeyboardInterrupt
-    if asked is not None:
-        raise _Ended(asked.si_signo)
+    raise _Ended(asked.si_signo)
 
 
 def _ending_signals() -> "set[int]":

@@ -101,6 +101,10 @@ class Host:
         """Return the best of the free devices; NotEnoughDevicesError if too many are in use."""
         return self._choice(free, claims, amount)
 
+    def suits(self, device: "Device") -> bool:
+        """Return whether a device would do, as far as it is known now."""
+        return self._choice.suits(device)
+
     def answer(self, granted: "Sequence[Device]") -> str:
         """Return what goes to stdout for the devices that were granted."""
         from externalresource_gpu import visibility

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ gpus:
 """
 MIG_OFF = "gpus: [{uuid: GPU-a, mig_mode: Disabled}, {uuid: GPU-b, mig_mode: Disabled}]"
 IN_USE = "gpus: [{uuid: GPU-a, processes: [{pid: 4711, memory: 2000}]}]"
+BESIDE_ONE_IN_USE = "gpus: [{uuid: GPU-a, processes: [{pid: 4711}]}, {uuid: GPU-b, processes: []}]"
 NOT_IN_USE = "gpus: [{uuid: GPU-a, processes: []}]"
 
 
@@ -223,6 +225,20 @@ def test_device_in_use_is_waited_for(script: Script) -> None:
     script.describe(NOT_IN_USE)
     out, err = waiting.communicate(timeout=LONG)
     assert (out, err) == ("0\n", "")
+
+
+def test_who_waits_for_a_device_that_nobody_uses_is_not_overtaken_beside_one_in_use(script: Script) -> None:
+    script.describe(BESIDE_ONE_IN_USE)
+    with externalresource.claim(
+        "gpu", 2, options={"simulate": str(script.machine), "coordination-file": str(script.ledger)}
+    ):
+        waiting = script.start("1", "--foreign-use=exclude", "--enable-coordination-mode", f"--wait={LONG}")
+        assert eventually(script.waits)
+        os.kill(waiting.pid, signal.SIGSTOP)
+    late, other = script.ask("2", "--enable-coordination-mode")[1], script.ask("1", "--enable-coordination-mode")[0]
+    os.kill(waiting.pid, signal.SIGCONT)
+    assert late.startswith("2 wanted, 1 of 2 free; 1 waiting before")
+    assert (other, waiting.communicate(timeout=LONG)) == ("0", ("1\n", ""))
 
 
 def test_listing_says_what_is_in_use(script: Script) -> None:
