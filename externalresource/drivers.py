@@ -121,7 +121,12 @@ class DriverFactory:
     @property
     def options(self) -> list[Option]:
         """Return its own options, and those that every driver has that is made here."""
-        return [option for kind in self._kinds for option in option_parser.describe(kind)]
+        file = _default_file(self.device_class)
+        return [
+            replace(option, default=file) if option.name == "coordination-file" else option
+            for kind in self._kinds
+            for option in option_parser.describe(kind)
+        ]
 
     @hookimpl
     def create_external_resource_driver(self, options: Mapping[str, str]) -> "DeviceDriver":
@@ -169,7 +174,7 @@ class DeviceDriver:
         self._enumerate = enumerate_devices
         self._options = options
         self._environment = environment
-        path = options.coordination_file or f"/var/tmp/externalresource-{device_class}-coordination"  # noqa: S108
+        path = options.coordination_file or _default_file(device_class)
         self._grants = Grants(Coordination(path, device_class))
 
     @property
@@ -248,6 +253,10 @@ class DeviceDriver:
                     raise DiscoveryError(f"the {self._class} driver enumerated two devices called {name!r}")
                 names.add(name)
         return found
+
+
+def _default_file(device_class: str) -> str:
+    return f"/var/tmp/externalresource-{device_class}-coordination"  # noqa: S108 - what is opened there is checked
 
 
 def _within(deadline: float, enumerate_devices: Callable[[], list[Device]], device_class: str) -> list[Device]:

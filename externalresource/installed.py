@@ -97,7 +97,7 @@ def option_lines(found: Sequence[Plugin]) -> list[dict[str, object]]:
             "plugin": plugin.name,
             "option": option.name,
             "type": option.kind,
-            "default": "(must be given)" if option.required else option.default,
+            "default": "(must be given)" if option.required else option.default or None,
         }
         for plugin in found
         if plugin in one_name.values()
@@ -134,7 +134,7 @@ def _tried(point: EntryPoint, timeout: float) -> Mapping[str, Any]:
         return {"problem": f"could not be loaded: its import had not ended after {timeout:g} s"}
     except OSError as error:
         return {"problem": f"could not be tried: {error}"}
-    printed = " ".join(err.split())
+    printed = " ".join("".join(letter if letter.isprintable() else " " for letter in err).split())
     said = {"said": printed if len(printed) <= _SAID else f"{printed[:_SAID]}..."} if printed else {}
     try:
         return {**said, **json.loads(out)}

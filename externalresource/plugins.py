@@ -39,9 +39,10 @@ def create_driver(
     return cast("ExternalResourceDriver", driver)
 
 
-def installed() -> list[EntryPoint]:
-    """Return the entry points of all plugins; once each, though their package may be found twice."""
-    points = {(point.name, distribution(point), point.value): point for point in entry_points(group=PROJECT)}
+def installed(name: str | None = None) -> list[EntryPoint]:
+    """Return the entry points of all plugins, or those of a name; once each, though a package may be found twice."""
+    found = entry_points(group=PROJECT) if name is None else entry_points(group=PROJECT, name=name)
+    points = {(point.name, distribution(point), point.value): point for point in found}
     return [points[key] for key in sorted(points)]
 
 
@@ -94,10 +95,9 @@ def distribution(point: EntryPoint) -> str:
 
 
 def _entry_point(factory: str) -> tuple[str, Callable[[], object]]:
-    points = installed()
-    named = [point for point in points if point.name == factory]
+    named = installed(factory)  # of the others the metadata is not read
     if not named:
-        known = sorted({point.name for point in points})
+        known = sorted({point.name for point in installed()})
         raise PluginError(
             f"no installed plugin is called {factory!r} (installed: {', '.join(known) or 'none'}; an import path is "
             f"written package.module:Class){did_you_mean(factory, known)}"

@@ -522,6 +522,11 @@ def test_what_an_import_prints_is_shown_as_a_remark(code: str, install: Install)
     assert sorted((plugin.said or "").split()) in (["noise"] * 3, ["noise", "noisenoise"])
 
 
+def test_noise_does_not_reach_the_terminal_as_it_is(install: Install) -> None:
+    install("noisy", "print('\\x1b[2Jnoise\\a')\n" + OBJECT, {"fpga": "noisy:factory"})
+    assert [plugin.said for plugin in named("fpga")] == ["[2Jnoise"]
+
+
 def test_long_noise_is_cut(install: Install) -> None:
     install("noisy", "print('noise ' * 100000)\n" + OBJECT, {"fpga": "noisy:factory"})
     [plugin] = named("fpga")
