@@ -1,0 +1,419 @@
+"""NVMe disks on hosts that are written here, as the kernel would show them: which are handed out, and why not."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from externalresource.errors import ConfigurationError, DiscoveryError, NotEnoughDevicesError
+from externalresource.plugins import create_driver
+from externalresource_nvme import node
+
+from .tree import Tree, link, plain
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path)
+
+
+@pytest.fixture
+def disk(tree: Tree) -> Path:
+    """The folder of one disk on one controller, which nothing uses."""
+    return tree.disk(tree.controller("nvme0"), "nvme0n1")
+
+
+def driver(tree: Tree, **more: str) -> Any:
+    return create_driver("nvme", tree.options | more)
+
+
+def listed(tree: Tree, **more: str) -> dict[str, dict[str, str]]:
+    """Return the properties of all disks by their name."""
+    found = driver(tree, **more).devices()
+    return {info.get_property("index"): {key: info.get_property(key) for key in info.get_keys()} for info in found}
+
+
+def reason(tree: Tree, name: str = "nvme0n1", **more: str) -> str | None:
+    return listed(tree, **more)[name].get("unusable")
+
+
+def number(folder: Path) -> str:
+    return (folder / "dev").read_text().strip()
+
+
+def test_disk_is_shown_with_all_that_is_known_of_it(tree: Tree) -> None:
+    tree.disk(tree.controller("nvme3", numa_node="1"), "nvme3n1", wwid="eui.36344730525000010025384300000001")
+    assert listed(tree) == {
+        "nvme3n1": {
+            "index": "nvme3n1",
+            "uuid": "eui.36344730525000010025384300000001",
+            "model": "SAMSUNG MZQL21T9HCJR-00A07",
+            "serial": "S64GNE0R3",
+            "size": "1920383410176",
+            "nsid": "1",
+            "numa_node": "1",
+            "pci.bus_id": "0000:03:00.0",
+            "transport": "pcie",
+            "controllers": "nvme3",
+            "path": str(tree.dev / "nvme3n1"),
+        }
+    }
+
+
+def test_process_is_told_the_paths_of_its_disks(tmp_path: Path) -> None:
+    made: Any = create_driver("nvme", plain(tmp_path, 3))
+    found = made.retrieve_resource_info(2)
+    assert made.environment(found) == {"NVME_DEVICES": f"{tmp_path}/dev/nvme0n1,{tmp_path}/dev/nvme1n1"}
+
+
+def test_host_without_nvme_has_no_disks(tree: Tree) -> None:
+    (tree.sys / "block/sda").mkdir()
+    assert listed(tree) == {}
+
+
+def test_no_sysfs_is_an_error(tree: Tree) -> None:
+    with pytest.raises(DiscoveryError) as caught:
+        create_driver("nvme", tree.options | {"sysfs": "/no/such/sys"}).retrieve_resource_info(1)
+    assert str(caught.value) == "the disks cannot be listed: No such file or directory: /no/such/sys/block"
+
+
+def test_disks_stand_in_the_order_of_their_numbers(tree: Tree) -> None:
+    for name in ("nvme10", "nvme2", "nvme1"):
+        controller = tree.controller(name)
+        for namespace in (11, 2):
+            tree.disk(controller, f"{name}n{namespace}")
+    assert list(listed(tree)) == ["nvme1n2", "nvme1n11", "nvme2n2", "nvme2n11", "nvme10n2", "nvme10n11"]
+
+
+def test_each_namespace_of_a_controller_is_a_disk_of_its_own(tree: Tree) -> None:
+    controller = tree.controller("nvme0")
+    one, two = (tree.disk(controller, f"nvme0n{nsid}", nsid=str(nsid)) for nsid in (1, 2))
+    tree.mount(number(one), "/dev/nvme0n1", "/data")
+    assert reason(tree) == "in use: nvme0n1 is mounted at /data"
+    assert reason(tree, two.name) is None
+
+
+class TestUsed:
+    """Each way in which a disk can be in use, and known to be."""
+
+    def test_mounted_disk_is_never_handed_out(self, tree: Tree, disk: Path) -> None:
+        tree.mount(number(disk), "/dev/root", "/")
+        assert listed(tree)["nvme0n1"]["in_use"] == "nvme0n1 is mounted at /"
+        with pytest.raises(NotEnoughDevicesError) as caught:
+            driver(tree).retrieve_resource_info(1)
+        assert str(caught.value) == ("1 wanted, only 0 of 1 are usable (nvme nvme0n1: in use: nvme0n1 is mounted at /)")
+
+    def test_disk_with_a_mounted_partition_is_in_use(self, tree: Tree, disk: Path) -> None:
+        tree.partition(disk, 1)
+        tree.mount(number(tree.partition(disk, 2)), "/dev/nvme0n1p2", r"/my\040data")
+        assert reason(tree) == "in use: nvme0n1p2 is mounted at /my data"
+
+    def test_disk_with_partitions_that_nothing_uses_is_free(self, tree: Tree, disk: Path) -> None:
+        tree.partition(disk, 1)
+        assert reason(tree) is None
+
+    def test_mount_of_another_number_is_known_by_its_source(self, tree: Tree, disk: Path) -> None:
+        tree.partition(disk, 1)
+        tree.mount("0:31", "/dev/nvme0n1p1", "/btrfs")
+        assert reason(tree) == "in use: nvme0n1p1 is mounted at /btrfs"
+
+    def test_each_source_of_a_mount_counts(self, tree: Tree, disk: Path) -> None:
+        tree.mount("0:31", f"/dev/sda:/dev/{disk.name}", "/bcachefs")
+        assert reason(tree) == "in use: nvme0n1 is mounted at /bcachefs"
+
+    def test_source_by_another_name_is_followed(self, tree: Tree, disk: Path) -> None:
+        link(tree.dev / "disk/by-uuid/1234", tree.dev / disk.name)
+        tree.mount("0:31", "/dev/disk/by-uuid/1234", "/data")
+        assert reason(tree) == "in use: nvme0n1 is mounted at /data"
+
+    def test_mount_that_only_init_has_counts(self, tree: Tree, disk: Path) -> None:
+        tree.mount(number(disk), "/dev/nvme0n1", "/host", process="1")
+        assert reason(tree) == "in use: nvme0n1 is mounted at /host"
+
+    @pytest.mark.parametrize("kind", ["ext4", "xfs", "f2fs"])
+    def test_file_system_of_another_container_counts(self, tree: Tree, disk: Path, kind: str) -> None:
+        (tree.sys / "fs" / kind / tree.partition(disk, 1).name).mkdir(parents=True)
+        assert reason(tree) == f"in use: nvme0n1p1 is mounted elsewhere ({kind})"
+
+    def test_every_disk_of_a_btrfs_counts(self, tree: Tree, disk: Path) -> None:
+        link(tree.sys / "fs/btrfs/0a1b/devices" / disk.name, disk)
+        assert reason(tree) == "in use: nvme0n1 is mounted elsewhere (btrfs)"
+
+    def test_every_disk_of_a_bcachefs_counts(self, tree: Tree, disk: Path) -> None:
+        link(tree.sys / "fs/bcachefs/0a1b/dev-0/block", disk)
+        assert reason(tree) == "in use: nvme0n1 is mounted elsewhere (bcachefs)"
+
+    def test_mount_is_told_once(self, tree: Tree, disk: Path) -> None:
+        (tree.sys / "fs/ext4" / disk.name).mkdir(parents=True)
+        tree.mount(number(disk), "/dev/nvme0n1", "/data")
+        tree.mount(number(disk), "/dev/nvme0n1", "/bind")
+        assert reason(tree) == "in use: nvme0n1 is mounted at /data"
+
+    @pytest.mark.parametrize("gone", ["", r"\040(deleted)"])
+    def test_swap_counts(self, tree: Tree, disk: Path, gone: str) -> None:
+        name = tree.partition(disk, 3).name
+        with (tree.proc / "swaps").open("a") as file:
+            file.write(f"/dev/{name}{gone}                          partition\t8388604\t\t0\t\t-2\n")
+        assert reason(tree) == "in use: nvme0n1p3 is swap"
+
+    @pytest.mark.parametrize("holder", ["dm-0", "md127", "bcache0"])
+    def test_what_stands_upon_a_disk_counts(self, tree: Tree, disk: Path, holder: str) -> None:
+        link(tree.partition(disk, 1) / "holders" / holder, tree.sys / "block" / holder)
+        link(disk / "holders" / holder, tree.sys / "block" / holder)
+        assert reason(tree) == f"in use: nvme0n1 is held by {holder}, nvme0n1p1 is held by {holder}"
+
+    def test_cache_of_a_bcache_counts(self, tree: Tree, disk: Path) -> None:
+        (disk / "bcache").mkdir()
+        assert reason(tree) == "in use: nvme0n1 belongs to a bcache"
+
+    def test_disk_behind_a_loop_device_counts(self, tree: Tree, disk: Path) -> None:
+        (tree.sys / "block/loop0").mkdir()
+        tree.write(tree.sys / "block/loop1/loop/backing_file", "/dev/nvme0n1\n")
+        assert reason(tree) == "in use: nvme0n1 is behind loop1"
+
+    def test_disk_that_is_exported_counts(self, tree: Tree, disk: Path) -> None:
+        path = tree.sys / "kernel/config/nvmet/subsystems/nqn.2026-11.org:x/namespaces/1/device_path"
+        tree.write(path, "/dev/nvme0n1\n")
+        assert reason(tree) == "in use: nvme0n1 is behind the NVMe target nqn.2026-11.org:x"
+
+    def test_what_others_use_does_not_count(self, tree: Tree, disk: Path) -> None:
+        tree.mount("8:1", "/dev/nvme0n11", "/data")
+        tree.mount("0:5", "nvme0n1x", "/tmpfs")
+        (tree.sys / "fs/ext4/nvme0n11").mkdir(parents=True)
+        assert reason(tree) is None
+
+    def test_disk_that_a_process_has_for_itself_is_told(self) -> None:
+        def opened(_: str) -> str:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+
+        assert node.refusal("/dev/nvme0n1", "259:1", opened) == (
+            "/dev/nvme0n1 is in use: something has it for itself (a file system, ZFS, a RAID, a program)"
+        )
+
+
+class TestNotKnown:
+    """What cannot be told keeps a disk back."""
+
+    def test_without_mounts_no_disk_is_handed_out(self, tree: Tree, disk: Path) -> None:
+        path = tree.proc / "self/mountinfo"
+        path.unlink()
+        assert reason(tree, disk.name) == f"what is in use is not known: No such file or directory: {path}"
+
+    @pytest.mark.parametrize("line", ["36 22 259:1 / /x rw", "36 22 x / /x rw - ext4 /dev/sda rw", "garbage - x"])
+    def test_mounts_that_cannot_be_read_keep_all_disks_back(self, tree: Tree, disk: Path, line: str) -> None:
+        path = tree.write(tree.proc / "self/mountinfo", f"{line}\n")
+        assert reason(tree, disk.name) == (f"what is in use is not known: {path} has a line that is no mount: {line!r}")
+
+    @pytest.mark.parametrize("name", ["fs", "kernel/config/nvmet/subsystems"])
+    def test_folder_that_cannot_be_read_keeps_all_disks_back(self, tree: Tree, disk: Path, name: str) -> None:
+        path = tree.sys / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            path.rmdir()
+        path.symlink_to(path)  # root may read all, but nothing reads a loop of links
+        said = f"what is in use is not known: Too many levels of symbolic links: {path}"
+        assert reason(tree, disk.name) == said
+
+    def test_kernel_without_swap_has_none(self, tree: Tree, disk: Path) -> None:
+        (tree.proc / "swaps").unlink()
+        assert reason(tree, disk.name) is None
+
+    @pytest.mark.parametrize("attribute", ["dev", "size", "holders"])
+    def test_disk_that_cannot_be_read_is_kept_back(self, tree: Tree, disk: Path, attribute: str) -> None:
+        path = disk / attribute
+        path.rmdir() if path.is_dir() else path.unlink()
+        said = reason(tree)
+        assert said is not None
+        assert said.startswith("it cannot be read: No such file or directory: ")
+        assert said.endswith(f"/nvme0n1/{attribute}")
+
+    def test_partition_that_cannot_be_read_keeps_its_disk_back(self, tree: Tree, disk: Path) -> None:
+        (tree.partition(disk, 1) / "dev").unlink()
+        assert "nvme0n1p1/dev" in str(reason(tree))
+
+    @pytest.mark.parametrize("attribute", ["dev", "size"])
+    def test_number_that_is_none_keeps_a_disk_back(self, tree: Tree, disk: Path, attribute: str) -> None:
+        (disk / attribute).write_text("x\n")
+        assert str(reason(tree)).startswith("it cannot be read: ")
+
+    def test_disk_of_nobody_is_kept_back(self, tree: Tree, disk: Path) -> None:
+        (disk / "device").unlink()
+        assert str(reason(tree)).startswith("it cannot be read: No such file or directory: ")
+
+    def test_one_disk_that_cannot_be_read_keeps_no_other_back(self, tree: Tree, disk: Path) -> None:
+        other = tree.disk(tree.controller("nvme1"), "nvme1n1")
+        (disk / "size").unlink()
+        assert reason(tree, other.name) is None
+
+    def test_disk_without_its_file_is_kept_back(self, tree: Tree, disk: Path) -> None:
+        path = tree.dev / disk.name
+        path.unlink()
+        assert reason(tree) == f"{path} cannot be opened: No such file or directory"
+
+    def test_file_of_another_disk_is_told(self) -> None:
+        assert node.refusal("/dev/nvme0n1", "259:1", lambda _: "259:2") == (
+            "/dev/nvme0n1 is another device (259:2, not 259:1)"
+        )
+        assert node.refusal("/dev/nvme0n1", "259:1", lambda _: "259:1") is None
+
+    def test_what_is_no_block_device_has_no_number(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.touch()
+        before = len(os.listdir("/proc/self/fd"))
+        assert node.open_alone(str(path)) is None
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_disk_that_is_used_or_faulty_is_not_even_opened(self, tree: Tree, disk: Path) -> None:
+        (tree.dev / disk.name).unlink()
+        tree.mount(number(disk), "/dev/nvme0n1", "/data")
+        assert reason(tree) == "in use: nvme0n1 is mounted at /data"
+
+
+class TestDisk:
+    """What a disk is, whoever uses it."""
+
+    @pytest.mark.parametrize("state", ["new", "resetting", "connecting", "deleting", "deleting (no IO)", "dead"])
+    def test_disk_of_a_controller_that_is_not_live_is_kept_back(self, tree: Tree, state: str) -> None:
+        tree.disk(tree.controller("nvme0", state=state), "nvme0n1")
+        assert reason(tree) == f"no controller of it is live (nvme0 is {state})"
+
+    def test_disk_of_a_controller_in_no_known_state_is_kept_back(self, tree: Tree) -> None:
+        controller = tree.controller("nvme0")
+        tree.disk(controller, "nvme0n1")
+        (controller / "state").unlink()
+        assert reason(tree) == "no controller of it is live (nvme0 is in no known state)"
+
+    def test_disk_without_size_is_kept_back(self, tree: Tree, disk: Path) -> None:
+        (disk / "size").write_text("0\n")
+        assert reason(tree, disk.name) == "it has no size"
+
+    @pytest.mark.parametrize("transport", ["tcp", "rdma", "fc", "loop"])
+    def test_disk_over_a_network_is_kept_back_unless_it_is_wanted(self, tree: Tree, transport: str) -> None:
+        tree.disk(tree.controller("nvme0", transport=transport), "nvme0n1")
+        assert reason(tree) == f"it is reached by {transport}: other hosts may use it; see the option fabrics"
+        assert reason(tree, fabrics="true") is None
+
+    def test_disk_by_an_unknown_transport_is_kept_back(self, tree: Tree) -> None:
+        controller = tree.controller("nvme0")
+        tree.disk(controller, "nvme0n1")
+        (controller / "transport").unlink()
+        assert "an unknown transport" in str(reason(tree))
+
+    def test_read_only_disk_is_told_so(self, tree: Tree) -> None:
+        tree.disk(tree.controller("nvme0"), "nvme0n1", ro="1")
+        assert listed(tree)["nvme0n1"]["read_only"] == "true"
+
+    def test_node_that_is_none_is_left_out(self, tree: Tree) -> None:
+        tree.disk(tree.controller("nvme0", numa_node="-1"), "nvme0n1")
+        assert "numa_node" not in listed(tree)["nvme0n1"]
+
+    def test_all_faults_are_told(self, tree: Tree, disk: Path) -> None:
+        (disk / "size").write_text("0\n")
+        tree.mount(number(disk), "/dev/nvme0n1", "/data")
+        assert reason(tree) == "it has no size; in use: nvme0n1 is mounted at /data"
+
+
+class TestIdentity:
+    """A disk's UUID is the same by whatever path and in whatever container it is seen."""
+
+    @pytest.mark.parametrize(
+        ("attributes", "uuid"),
+        [
+            ({"wwid": "uuid.0e4a2a5c-1f52-4d0b-8a8c-3b1f7f2d5a11"}, "uuid.0e4a2a5c-1f52-4d0b-8a8c-3b1f7f2d5a11"),
+            (
+                {"wwid": "nvme.144d-533634474e45-53414d53554e47-00000001"},
+                "nvme.144d-533634474e45-53414d53554e47-00000001",
+            ),
+            (
+                {"wwid": "", "nguid": "36344730-5250-0001-0025-384300000001"},
+                "nguid.36344730-5250-0001-0025-384300000001",
+            ),
+            ({"wwid": "", "eui": "00 25 38 5b 71 b0 a3 c2"}, "eui.0025385b71b0a3c2"),
+            (
+                {"wwid": "", "nguid": "00000000-0000-0000-0000-000000000000", "eui": "00 25 38 5b 71 b0 a3 c2"},
+                "eui.0025385b71b0a3c2",
+            ),
+        ],
+    )
+    def test_identity_is_what_the_kernel_prefers(self, tree: Tree, attributes: dict[str, str], uuid: str) -> None:
+        tree.disk(tree.controller("nvme0"), "nvme0n1", **attributes)
+        assert listed(tree)["nvme0n1"]["uuid"] == uuid
+
+    @pytest.mark.parametrize(
+        "attributes",
+        [{"wwid": ""}, {"wwid": "eui.0000000000000000"}, {"wwid": "", "eui": "00 00 00 00 00 00 00 00"}],
+    )
+    def test_disk_without_identity_is_kept_back(self, tree: Tree, attributes: dict[str, str]) -> None:
+        tree.disk(tree.controller("nvme0"), "nvme0n1", **attributes)
+        assert reason(tree) == "it has no identity (wwid)"
+        assert "uuid" not in listed(tree)["nvme0n1"]
+
+    def test_two_disks_of_one_identity_are_both_kept_back(self, tree: Tree) -> None:
+        first, _, _ = (
+            tree.disk(tree.controller(f"nvme{n}"), f"nvme{n}n1", wwid=f"eui.{7 if n < 2 else 8:016x}") for n in range(3)
+        )
+        tree.mount(number(first), "/dev/nvme0n1", "/data")
+        doubt = "another disk has the same identity (eui.0000000000000007): it may be the same one, by another path"
+        assert reason(tree, "nvme0n1") == f"in use: nvme0n1 is mounted at /data; {doubt}"
+        assert reason(tree, "nvme1n1") == doubt
+        assert reason(tree, "nvme2n1") is None
+
+
+class TestMultipath:
+    """With multipath a disk is one of its subsystem, and each path to it one of a controller."""
+
+    @pytest.fixture
+    def shared(self, tree: Tree) -> Callable[..., Path]:
+        """Make nvme5n1 of a subsystem with the controllers nvme0 and nvme1, which have these states and nodes."""
+
+        def make(states: tuple[str, str] = ("live", "live"), nodes: tuple[str, str] = ("0", "0")) -> Path:
+            for number, (state, numa_node) in enumerate(zip(states, nodes, strict=True)):
+                controller = tree.controller(f"nvme{number}", state=state, numa_node=numa_node)
+                path = tree.disk(controller, f"nvme5c{number}n1", hidden="1", wwid="eui.0000000000000005")
+                (tree.dev / path.name).unlink()
+            return tree.disk(tree.subsystem("nvme-subsys5", "nvme0", "nvme1"), "nvme5n1", wwid="eui.0000000000000005")
+
+        return make
+
+    def test_disk_is_shown_once_and_its_paths_are_none(self, tree: Tree, shared: Callable[..., Path]) -> None:
+        shared()
+        found = listed(tree)
+        assert list(found) == ["nvme5n1"]
+        assert found["nvme5n1"].get("unusable") is None
+        assert {key: found["nvme5n1"][key] for key in ("model", "serial", "controllers", "numa_node")} == {
+            "model": "Linux",
+            "serial": "abcdef",
+            "controllers": "nvme0,nvme1",
+            "numa_node": "0",
+        }
+
+    def test_one_live_controller_is_enough(self, tree: Tree, shared: Callable[..., Path]) -> None:
+        shared(states=("dead", "live"))
+        assert reason(tree, "nvme5n1") is None
+
+    def test_no_live_controller_is_not(self, tree: Tree, shared: Callable[..., Path]) -> None:
+        shared(states=("dead", "connecting"))
+        assert reason(tree, "nvme5n1") == "no controller of it is live (nvme0 is dead, nvme1 is connecting)"
+
+    def test_node_is_told_only_if_all_controllers_are_there(self, tree: Tree, shared: Callable[..., Path]) -> None:
+        shared(nodes=("0", "1"))
+        assert not {"numa_node", "pci.bus_id"} & set(listed(tree)["nvme5n1"])
+
+    def test_mounted_disk_of_a_subsystem_is_in_use(self, tree: Tree, shared: Callable[..., Path]) -> None:
+        tree.mount(number(shared()), "/dev/nvme5n1", "/data")
+        assert reason(tree, "nvme5n1") == "in use: nvme5n1 is mounted at /data"
+
+
+def test_controller_is_found_by_its_link_and_not_by_its_name(tree: Tree) -> None:
+    tree.controller("nvme0", state="dead")
+    tree.disk(tree.controller("nvme1", numa_node="7"), "nvme0n1")
+    assert listed(tree)["nvme0n1"]["numa_node"] == "7"
+    assert reason(tree) is None
+
+
+def test_unknown_option_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"did you mean 'sysfs'\?$"):
+        create_driver("nvme", {"sysf": "/sys"})
