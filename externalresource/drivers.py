@@ -313,7 +313,7 @@ def _apart(free: Sequence[Device], _claims: Sequence[object], amount: int) -> Se
                 chosen.append(device)
                 if len(chosen) == amount:
                     return chosen
-    raise NotEnoughDevicesError(f"{amount} wanted, {len(chosen)} are free that are not slices of each other")
+    raise NotEnoughDevicesError(f"{amount} wanted, {len(chosen)} to be had: a device and its slices exclude each other")
 
 
 def _is_slice(part: Device, device: Device) -> bool:
