@@ -36,7 +36,7 @@ class Plugin:
     distribution: str | None
     version: str | None
     entry_point: str
-    loads: bool
+    loads: bool = False
     #: Why it does not load, or cannot be had by its name; None if nothing is wrong.
     problem: str | None = None
     #: What its import printed, on stdout or stderr.
@@ -113,7 +113,6 @@ def _plugin(point: EntryPoint, answer: Mapping[str, Any]) -> Plugin:
         distribution=dist.name if dist else None,
         version=dist.version if dist else None,
         entry_point=point.value,
-        loads=answer.get("problem") is None,
         **{**answer, "options": options and [Option(**option) for option in options]},
     )
 
@@ -169,17 +168,13 @@ def _described(point: EntryPoint) -> dict[str, object]:
         plugins.hook("", plugin)
     except PluginError as error:
         return {"problem": str(error).strip()}
+    text = getattr(plugin, "__doc__", None)
+    summary = text.strip().partition("\n")[0] if isinstance(text, str) else None
+    known = {"loads": True, "api_version": plugins.api_version(plugin), "summary": summary or None}
     try:
-        options = _options(plugin)
+        return known | {"options": _options(plugin)}
     except Exception as error:  # noqa: BLE001 - code of the plugin's
-        return {"problem": f"cannot say which options it takes: {type(error).__name__}: {error}"}
-    text = (getattr(plugin, "__doc__", None) or "").strip()
-    version = plugins.api_version(plugin)
-    return {
-        "api_version": version,
-        "summary": text.splitlines()[0] if text else None,
-        "options": options,
-    }
+        return known | {"problem": f"cannot say which options it takes: {type(error).__name__}: {error}"}
 
 
 def _options(plugin: object) -> list[dict[str, object]] | None:

@@ -475,7 +475,13 @@ def test_factory_that_cannot_say_its_options_is_said_to(fault: str, install: Ins
     kind = fault.partition(":")[0]
     install("fpga", FACTORY + f"    @property\n    def options(self): raise {kind}('no')", {"fpga": "fpga:Factory"})
     [plugin] = named("fpga")
-    assert plugin.problem == f"cannot say which options it takes: {fault}"
+    assert (plugin.loads, plugin.problem) == (True, f"cannot say which options it takes: {fault}")
+
+
+@pytest.mark.parametrize("text", ["''", "' \\n '", "1", "None"])
+def test_factory_need_not_say_what_it_is(text: str, install: Install) -> None:
+    install("fpga", OBJECT + f"factory.__doc__ = {text}", {"fpga": "fpga:factory"})
+    assert [(plugin.loads, plugin.summary) for plugin in named("fpga")] == [(True, None)]
 
 
 CONTAINED = {
