@@ -149,9 +149,9 @@ class AnyOrder(RuleBasedStateMachine):
             assert set(offered) <= set(free)
             return chance.sample(list(offered), amount)
 
-        request = coordination._Request(devices, amount, self.owner(pid), choose)
+        request = coordination._Request(devices, amount, self.owner(pid), choose, lambda _: True)
         try:
-            granted = self.shared._claim_now(request, time.monotonic(), one.place if one else None)
+            granted = self.shared._claim_now(request, time.monotonic(), one.place.witness if one else None)
         except NotEnoughDevicesError:
             # A refusal has a reason: too few are free, or somebody came before and wants one of them.
             assert amount > len(free) or any(waiting.wants(other.place, free) for other in ahead)

@@ -1,6 +1,6 @@
 """Which of the devices may be handed out to whom asks, and why the others may not. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from externalresource.errors import NotEnoughDevicesError
@@ -54,6 +54,19 @@ def usable(devices: Sequence[Device], shown: Sequence[Device], amount: int) -> l
         reasons = "; ".join(_reasons(counted))
         raise NotEnoughDevicesError(f"{amount} wanted, only {len(found)} of {len(counted)} are usable ({reasons})")
     return [found[device.place] for device in shown if device.place in found]
+
+
+def why_not_now(device: Device, now: Mapping[str, Device]) -> str | None:
+    """Return why a device must not be handed out any more, by what is listed now, by place; None if it may."""
+    found = now.get(device.place)
+    if found is None or found.uuid not in (None, device.uuid):  # a lost GPU does not even tell its UUID
+        return "it is not there any more"
+    return found.unusable
+
+
+def reasons_now(devices: Sequence[Device], now: Mapping[str, Device]) -> str:
+    """Return why some of the devices must not be handed out any more."""
+    return "; ".join(_reasons([replace(device, unusable=why_not_now(device, now)) for device in devices]))
 
 
 def _not_wanted(device: Device, wanted: Wanted) -> str | None:

@@ -109,7 +109,7 @@ def _coordinated(options: Options, parent: int, question: Question, deadline: fl
         _check_asker(parent, owner)
         progress.show(reason)
         _sleep(seconds)
-        question.look_again(host)
+        question.look_again(host, deadline + options.wait)
 
     coordination = Coordination(options.coordination_file, "gpu", pause=pause)
     host = question.host(deadline)

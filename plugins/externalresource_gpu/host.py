@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from externalresource_gpu.topology import Links
 
 MASK, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
+_FRESH = 2.0  # seconds for which an answer counts: what was waited for may have been given back because it broke
 
 
 class Question:
@@ -25,19 +26,13 @@ class Question:
 
     def __init__(self, options: "Options") -> None:
         self._options = options
-        self._backend = backends.create(
-            options.backend,
-            options.simulate,
-            topology=options.topology or (options.amount > 1 and options.policy == "connected"),
-            processes=options.foreign_use != "ignore" or options.format == "yaml",
+        self._backend = self._create(
+            topology=options.topology or (options.amount > 1 and options.policy == "connected")
         )
 
     def start(self) -> None:
         """Begin to ask. DriverStuckError if somebody did before, was killed, and is still there."""
-        if os.path.lexists(f"{self._options.coordination_file}.stuck"):
-            from externalresource_gpu.backends import stuck
-
-            stuck.check(self._options.coordination_file)
+        self._check_stuck()
         self._backend.start()
 
     def host(self, deadline: float) -> "Host":
@@ -45,10 +40,26 @@ class Question:
         gpus = self._devices(deadline)
         return Host(self._options, self._backend.name, gpus, self._backend.links(deadline))
 
-    def look_again(self, host: "Host") -> None:
-        """See what is in use by now, if devices are left out for that."""
-        if self._options.foreign_use == "exclude":
-            host.look(self._devices(time.monotonic() + self._options.timeout))
+    def look_again(self, host: "Host", deadline: float) -> None:
+        """See what is usable and in use by now, if that matters and is not known; links stay as they are."""
+        if host.is_outdated:
+            self._check_stuck()
+            self._backend = self._create(topology=False)
+            host.look(self._devices(min(deadline, time.monotonic() + self._options.timeout)))
+
+    def _create(self, *, topology: bool) -> "backends.Backend":
+        return backends.create(
+            self._options.backend,
+            self._options.simulate,
+            topology=topology,
+            processes=self._options.foreign_use != "ignore" or self._options.format == "yaml",
+        )
+
+    def _check_stuck(self) -> None:
+        if os.path.lexists(f"{self._options.coordination_file}.stuck"):
+            from externalresource_gpu.backends import stuck
+
+            stuck.check(self._options.coordination_file)
 
     def _devices(self, deadline: float) -> "Sequence[Device]":
         from externalresource.errors import DiscoveryError
@@ -67,22 +78,29 @@ class Host:
     """The answer, and what one request makes of it."""
 
     def __init__(self, options: "Options", backend: str, gpus: "Sequence[Device]", links: "Links") -> None:
-        from externalresource_gpu import candidates, visibility
+        from externalresource_gpu import candidates
         from externalresource_gpu.choice import Choice
 
         #: The one that answered.
         self.backend = backend
-        self._options, self._gpus, self._links = options, gpus, links
+        self._options, self._links = options, links
         self._mask = None if options.ignore_mask else os.environ.get(MASK)
-        #: A bound for several processes: each of them may use another of the instances that the mask names.
-        self._shown = visibility.visible(self._mask, gpus, one_instance=False)
+        self._wanted = candidates.Wanted(options.mig, options.min_memory, options.name, self._mask)
         self._choice = Choice(gpus, links, options.policy, options.foreign_use)
-        wanted = candidates.Wanted(options.mig, options.min_memory, options.name, self._mask)
-        self._listed = candidates.listed(gpus, self._shown, wanted)
+        self.look(gpus)
 
     def look(self, gpus: "Sequence[Device]") -> None:
-        """Take what is in use from a later answer."""
+        """Take the GPUs as they are now."""
+        from externalresource_gpu import candidates, visibility
+
+        #: A bound for several processes: each of them may use another of the instances that the mask names.
+        self._shown = visibility.visible(self._mask, gpus, one_instance=False)
+        self._gpus, self._listed = gpus, candidates.listed(gpus, self._shown, self._wanted)
+        self._now = {device.place: device for device in self._listed}
         self._choice.look(gpus)
+        #: Whether devices could have been chosen, if it were known how they are by now.
+        self.is_outdated = False
+        self._looked = time.monotonic()
 
     def candidates(self) -> "list[Device]":
         """Return what may be handed out, in the order of the mask.
@@ -98,12 +116,26 @@ class Host:
         return found
 
     def choose(self, free: "Sequence[Device]", claims: "Sequence[Claim]", amount: int) -> "list[Device]":
-        """Return the best of the free devices; NotEnoughDevicesError if too many are in use."""
-        return self._choice(free, claims, amount)
+        """Return the best of the free devices; NotEnoughDevicesError if too many are in use or do not work any more."""
+        from externalresource.errors import NotEnoughDevicesError
+        from externalresource_gpu import candidates
+
+        if self._options.wait and time.monotonic() - self._looked > _FRESH:
+            self.is_outdated = True
+            raise NotEnoughDevicesError(f"{amount} wanted, {len(free)} free; the driver is asked how they are by now")
+        sound = [device for device in free if candidates.why_not_now(device, self._now) is None]
+        if len(sound) < amount:
+            raise NotEnoughDevicesError(
+                f"{amount} wanted, {len(sound)} of {len(free)} free ones are still usable "
+                f"({candidates.reasons_now(free, self._now)})"
+            )
+        return self._choice(sound, claims, amount)
 
     def suits(self, device: "Device") -> bool:
         """Return whether a device would do, as far as it is known now."""
-        return self._choice.suits(device)
+        from externalresource_gpu import candidates
+
+        return candidates.why_not_now(device, self._now) is None and self._choice.suits(device)
 
     def answer(self, granted: "Sequence[Device]") -> str:
         """Return what goes to stdout for the devices that were granted."""

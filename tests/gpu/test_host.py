@@ -13,6 +13,10 @@ import pytest
 
 import externalresource
 from externalresource.errors import DiscoveryError
+from externalresource_gpu.device import Device
+from externalresource_gpu.host import Question
+from externalresource_gpu.options import Options
+from externalresource_gpu.topology import Links
 
 SCRIPT = [sys.executable, "-P", "-m", "externalresource_gpu.discovery"]
 LONG = 60
@@ -30,6 +34,7 @@ gpus:
 MIG_OFF = "gpus: [{uuid: GPU-a, mig_mode: Disabled}, {uuid: GPU-b, mig_mode: Disabled}]"
 IN_USE = "gpus: [{uuid: GPU-a, processes: [{pid: 4711, memory: 2000}]}]"
 BESIDE_ONE_IN_USE = "gpus: [{uuid: GPU-a, processes: [{pid: 4711}]}, {uuid: GPU-b, processes: []}]"
+LOST = "gpus: [{uuid: unknown, unusable: GPU is lost}]"
 NOT_IN_USE = "gpus: [{uuid: GPU-a, processes: []}]"
 
 
@@ -239,6 +244,74 @@ def test_who_waits_for_a_device_that_nobody_uses_is_not_overtaken_beside_one_in_
     os.kill(waiting.pid, signal.SIGCONT)
     assert late.startswith("2 wanted, 1 of 2 free; 1 waiting before")
     assert (other, waiting.communicate(timeout=LONG)) == ("0", ("1\n", ""))
+
+
+def test_device_that_broke_while_it_was_waited_for_is_not_granted_until_it_works_again(script: Script) -> None:
+    script.describe(NOT_IN_USE)
+    with externalresource.claim(
+        "gpu", 1, options={"simulate": str(script.machine), "coordination-file": str(script.ledger)}
+    ):
+        waiting = script.start("1", "--enable-coordination-mode", f"--wait={LONG}")
+        impatient = script.start("1", "--enable-coordination-mode", "--wait=4")
+        assert eventually(script.waits)
+        time.sleep(2.1)  # for so long the first answer counts
+        script.describe(LOST)
+    assert impatient.communicate(timeout=LONG)[1].startswith("nvidia-gpu-discovery: 1 wanted, 0 of 1 free")
+    assert waiting.poll() is None
+    script.describe(NOT_IN_USE)
+    assert waiting.communicate(timeout=LONG) == ("0\n", "")
+
+
+def test_device_that_gave_way_to_another_while_it_was_waited_for_is_not_granted(script: Script) -> None:
+    script.describe(NOT_IN_USE)
+    with externalresource.claim(
+        "gpu", 1, options={"simulate": str(script.machine), "coordination-file": str(script.ledger)}
+    ):
+        waiting = script.start("1", "--enable-coordination-mode", "--wait=4")
+        assert eventually(script.waits)
+        time.sleep(2.1)  # for so long the first answer counts
+        script.describe(NOT_IN_USE.replace("GPU-a", "GPU-b"))
+    out, err = waiting.communicate(timeout=LONG)
+    assert (out, "(GPU 0: it is not there any more); waited 4 s" in err) == ("", True)
+
+
+class Asked:
+    """A backend of no GPUs that notes how it was made, and the deadlines."""
+
+    name = "asked"
+
+    def __init__(self) -> None:
+        self.topologies: list[bool] = []
+        self.deadlines: list[float] = []
+
+    def create(self, _name: str, _machine: str | None, *, topology: bool, processes: bool) -> "Asked":
+        assert processes
+        self.topologies.append(topology)
+        return self
+
+    def start(self) -> None: ...
+
+    def devices(self, deadline: float) -> list[Device]:
+        self.deadlines.append(deadline)
+        return []
+
+    def links(self, deadline: float) -> Links:
+        return {}
+
+
+def test_driver_is_asked_again_only_for_what_matters_and_within_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = Asked()
+    monkeypatch.setattr("externalresource_gpu.backends.create", asked.create)
+    words = ["2", "--wait=9", "--foreign-use=exclude", f"--coordination-file={tmp_path}/gpus"]
+    question = Question(Options(words, {}))
+    host = question.host(4.0)
+    question.look_again(host, 5.0)
+    host.is_outdated = True
+    question.look_again(host, 5.0)
+    assert (asked.deadlines, asked.topologies) == ([4.0, 5.0], [True, False])
+    assert not host.is_outdated
 
 
 def test_listing_says_what_is_in_use(script: Script) -> None:
