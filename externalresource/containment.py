@@ -3,8 +3,9 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class Late(BaseException):
@@ -12,18 +13,20 @@ class Late(BaseException):
 
 
 @contextmanager
-def bounded(seconds: float) -> Iterator[None]:
-    """Raise Late in the block if it takes longer.
+def bounded(seconds: float, what: str) -> Iterator[None]:
+    """Raise Late in the block, which is `what`, if it takes longer.
 
     A module may need the main thread for its import, so it is not moved to another one: the alarm signal comes to it.
-    Another thread, and a program that uses that signal itself, get no bound; nor does a hang in C that takes no signal.
+    Another thread, and a program that uses that signal itself, get a warning in the log instead; a hang in C that takes
+    no signal has no bound at all.
     """
 
     def ring(_signal: int, _frame: object) -> None:
         raise Late
 
     if not _set(ring, seconds):
-        yield
+        with _watched(seconds, what):
+            yield
         return
     try:
         yield
@@ -33,6 +36,24 @@ def bounded(seconds: float) -> Iterator[None]:
         finally:
             if signal.getsignal(signal.SIGALRM) is ring:  # or the plugin has its own now
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+@contextmanager
+def _watched(seconds: float, what: str) -> Iterator[None]:
+    watch = threading.Timer(seconds, _warn, [f"{what} takes longer than {seconds:g} s, and nothing here can end it"])
+    watch.daemon = True
+    with suppress(RuntimeError):  # a subinterpreter may have no such threads
+        watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+
+
+def _warn(message: str) -> None:
+    import logging
+
+    logging.getLogger("externalresource").warning(message)
 
 
 def _set(ring: "signal._HANDLER", seconds: float) -> bool:

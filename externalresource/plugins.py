@@ -49,7 +49,7 @@ def installed(name: str | None = None) -> list[EntryPoint]:
 def load(name: str, find: Callable[[], object], timeout: float = IMPORT_TIMEOUT) -> object:
     """Return the factory that is found; an instance, if that is a class. PluginError if it is not for us."""
     try:
-        with bounded(timeout):
+        with bounded(timeout, f"the import of {name}"):
             found = find()
             plugin = found() if isinstance(found, type) else found
     except KeyboardInterrupt:

@@ -343,8 +343,9 @@ def test_import_has_the_main_thread_and_keeps_the_handlers_that_it_sets(install:
 def test_program_that_uses_the_alarm_keeps_it(install: Install) -> None:
     install("fpga", OBJECT, {"fpga": "fpga:factory"})
     mine = "import signal\nsignal.signal(signal.SIGALRM, print)\nsignal.setitimer(signal.ITIMER_REAL, 600)\n"
-    check = "print(signal.getsignal(signal.SIGALRM) is print, signal.getitimer(signal.ITIMER_REAL)[0] > 300)"
-    assert python(mine + CREATE % "0.001" + check).splitlines()[-1] == "True True"
+    check = "print(signal.getsignal(signal.SIGALRM) is print, signal.getitimer(signal.ITIMER_REAL)[0] > 300)\n"
+    left = "import threading\nprint(all(thread.finished.is_set() for thread in threading.enumerate()[1:]))"
+    assert python(mine + CREATE % "600" + check + left).splitlines()[-2:] == ["True True", "True"]
 
 
 def test_plugin_is_loaded_in_any_thread(install: Install) -> None:
@@ -354,6 +355,30 @@ def test_plugin_is_loaded_in_any_thread(install: Install) -> None:
         f"import threading\ndef work():\n{body}\nthread = threading.Thread(target=work)\nthread.start()\nthread.join()"
     )
     assert "Driver object" in python(code)
+
+
+SLOW = """
+import logging, threading
+class Told(logging.Handler):
+    def emit(self, record):
+        print(record.getMessage())
+        told.set()
+told = threading.Event()
+logging.getLogger("externalresource").addHandler(Told())
+import builtins
+builtins.told = told
+"""
+
+
+def test_import_that_cannot_be_bounded_is_named_in_the_log(install: Install) -> None:
+    install("slow", "assert told.wait(60)\n" + OBJECT, {"fpga": "slow:factory"})
+    mine = "import signal\nsignal.signal(signal.SIGALRM, print)\n"
+    said, made, _ = python(mine + SLOW + CREATE % "0.1").splitlines()
+    assert said == (
+        "the import of plugin 'fpga' (entry point slow:factory of slow 1.0) takes longer than 0.1 s, "
+        "and nothing here can end it"
+    )
+    assert "Driver object" in made
 
 
 NOISE = "print('noise')\nimport os\nos.write(1, b'noise')\nos.system('echo noise')\n"
