@@ -55,7 +55,7 @@ def _rocr(names: Sequence[Name], mask: str | None) -> list[Name]:
     if mask is None:
         return sorted(names, key=lambda name: -1 if name.position is None else name.position)
     found: list[Name] = []
-    for entry in mask.split(",")[: len(names)] if mask else ():
+    for entry in mask.split(",") if mask else ():
         named = _named(names, entry.strip().upper())
         if len(named) != 1 or named[0] in found:
             break

@@ -246,7 +246,9 @@ def test_whole_gpu_and_its_partitions_exclude_each_other(tmp_path: Path) -> None
         ({"HIP_VISIBLE_DEVICES": "2"}, [2]),
         ({"HIP_VISIBLE_DEVICES": ""}, [0, 1, 2, 3]),
         ({"HIP_VISIBLE_DEVICES": "2, 1"}, [2]),
+        ({"HIP_VISIBLE_DEVICES": "01"}, []),
         ({"HIP_VISIBLE_DEVICES": f"{uuid(3)},-1,2"}, [3]),
+        ({"ROCR_VISIBLE_DEVICES": uuid(3), "HIP_VISIBLE_DEVICES": uuid(3)[:-1]}, []),
         ({"CUDA_VISIBLE_DEVICES": "1"}, [1]),
         ({"CUDA_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "2"}, [2]),
         ({"ROCR_VISIBLE_DEVICES": "3,1", "HIP_VISIBLE_DEVICES": "0"}, [3]),
@@ -263,6 +265,36 @@ def test_masks_of_whoever_asks_bound_what_is_handed_out(
     assert [gpu for gpu, reason in enumerate(reasons) if reason is None] == visible
     assert {reason.partition("=")[0] for reason in reasons if reason} <= {f"hidden by {name}" for name in masks}
     assert unusable(four, ignore_mask="true") == [None] * 4
+
+
+@pytest.mark.parametrize(("mask", "visible"), [("010", [8]), ("0x9", [9]), ("8", [8])])
+def test_numbers_of_the_runtimes_mask_are_those_of_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: str, visible: list[int]
+) -> None:
+    command = amd_smi(tmp_path, [listed(gpu) for gpu in range(11)], [static(gpu) for gpu in range(11)])
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", mask)
+    assert [gpu for gpu, reason in enumerate(unusable(command)) if reason is None] == visible
+
+
+@pytest.mark.parametrize("mask", ["GPU-", "G", uuid(0) + "0"])
+def test_uuid_that_is_too_short_or_too_long_names_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: str
+) -> None:
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", mask)
+    assert unusable(amd_smi(tmp_path, [listed(0)], [static(0)])) == [f"hidden by ROCR_VISIBLE_DEVICES={mask}"]
+
+
+@pytest.mark.parametrize("mask", ["ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"])
+def test_numbers_of_a_mask_count_in_the_order_of_the_kernels_topology(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: str
+) -> None:
+    lists = [listed(0, node_id=7), listed(1, node_id=3), listed(2, node_id=5)]
+    monkeypatch.setenv(mask, "0,1")
+    assert [reason is None for reason in unusable(amd_smi(tmp_path, lists, [static(gpu) for gpu in range(3)]))] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_mask_that_hides_a_gpu_is_named(four: str, monkeypatch: pytest.MonkeyPatch) -> None:
