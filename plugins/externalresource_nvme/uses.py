@@ -61,9 +61,9 @@ def _mounts(path: str, dev: str) -> list[Mount]:
 
 
 def _mount(line: str, path: str, dev: str) -> Mount:
-    before, separator, after = line.partition(" - ")
+    before, _, after = line.partition(" - ")
     fields, more = before.split(" "), after.split(" ")
-    if not separator or len(fields) < 6 or len(more) < 2 or ":" not in fields[2]:  # noqa: PLR2004 - see proc(5)
+    if len(fields) < 6 or len(more) < 2 or ":" not in fields[2]:  # noqa: PLR2004 - see proc(5)
         raise ValueError(f"{path} has a line that is no mount: {line[:80].strip()!r}")
     return Mount(fields[2], [_device(source, dev) for source in _unescaped(more[1]).split(":")], _unescaped(fields[4]))
 

@@ -121,7 +121,7 @@ class TestUsed:
         assert reason(tree) == "in use: nvme0n1p1 is mounted at /btrfs"
 
     def test_each_source_of_a_mount_counts(self, tree: Tree, disk: Path) -> None:
-        tree.mount("0:31", f"/dev/sda:/dev/{disk.name}", "/bcachefs")
+        tree.mount("0:31", f"/dev/{disk.name}:/dev/sda", "/bcachefs")
         assert reason(tree) == "in use: nvme0n1 is mounted at /bcachefs"
 
     def test_source_by_another_name_is_followed(self, tree: Tree, disk: Path) -> None:
@@ -216,6 +216,12 @@ class TestNotKnown:
         path.symlink_to(path)  # root may read all, but nothing reads a loop of links
         said = f"what is in use is not known: Too many levels of symbolic links: {path}"
         assert reason(tree, disk.name) == said
+
+    def test_folder_of_no_disks_need_not_be_readable(self, tree: Tree, disk: Path) -> None:
+        for name in ("bpf", "pstore"):  # which are root's alone
+            path = tree.sys / "fs" / name
+            path.symlink_to(path)
+        assert reason(tree, disk.name) is None
 
     def test_kernel_without_swap_has_none(self, tree: Tree, disk: Path) -> None:
         (tree.proc / "swaps").unlink()
