@@ -31,4 +31,5 @@ def _heading(key: str) -> str:
 
 
 def _cell(value: object) -> str:
-    return "-" if value is None else str(value)
+    text = "-" if value is None else str(value)
+    return "".join(letter if letter.isprintable() else "?" for letter in text)  # a process calls itself what it likes

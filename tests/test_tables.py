@@ -13,6 +13,10 @@ def test_heading_is_the_key_in_words() -> None:
     assert table([{"memory.total": 1, "numa_node": 2}])[0][0] == "MEMORY TOTAL  NUMA NODE"
 
 
+def test_cell_is_one_line_and_commands_no_terminal() -> None:
+    assert table([{"program": "a\nb\x1b[2J\x9b\u202e"}])[0] == ["PROGRAM", "a?b?[2J??"]
+
+
 def test_column_stands_as_far_to_the_left_as_in_any_row() -> None:
     assert table([{"a": 1, "b": 2, "c": 3}, {"a": 1, "z": 9}])[0][0] == "A  B  Z  C"
 

@@ -249,8 +249,9 @@ def _log(options: Options, parent: int, decision: str) -> None:
 
 
 def _line(text: str) -> bytes:
-    """Return the text as one line, whatever bytes and line ends a path or the name of a program brought in."""
-    return " ".join(text.splitlines()).encode("utf-8", "backslashreplace") + b"\n"
+    """Return the text as one line that commands no terminal, whatever a path or the name of a program brought in."""
+    plain = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(text.splitlines()))
+    return plain.encode() + b"\n"
 
 
 def _tokens(devices: "Sequence[Device]") -> str:
