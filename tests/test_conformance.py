@@ -22,7 +22,6 @@ from externalresource.testing import DriverConformance
 
 class Widgets(DriverConformance):
     wrong_options = {"pace": "0"}
-    patience = 5.0
 
     def machine(self, folder, amount):
         for number in range(amount):
@@ -41,7 +40,14 @@ class Widgets(DriverConformance):
 
 
 for name in ["right", *wrong_drivers.CAUGHT_BY]:
-    globals()[f"Test_{name}"] = type(f"Test_{name}", (Widgets,), {"factory": f"wrong_drivers:{name}"})
+    patience = 8.0 if name == "TakesItsTime" else 60.0
+    values = {"factory": f"wrong_drivers:{name}", "patience": patience}
+    globals()[f"Test_{name}"] = type(f"Test_{name}", (Widgets,), values)
+
+
+class Test_bare(DriverConformance):
+    factory = "wrong_drivers:bare"
+    machine = Widgets.machine
 """
 
 
@@ -63,34 +69,61 @@ class TestGPU(DriverConformance):
 
 
 @pytest.fixture(scope="module")
-def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """Return, by driver, the tests that fail."""
+def said(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return what pytest says of the widgets' drivers."""
     folder = tmp_path_factory.mktemp("widgets")
     (folder / "test_widgets.py").write_text(WIDGETS)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=no", "test_widgets.py"],
+        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short", "test_widgets.py"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "COLUMNS": "300"},
         text=True,
         capture_output=True,
         check=False,
     )
-    found: dict[str, set[str]] = {name: set() for name in ["right", *CAUGHT_BY]}
-    for name, test in re.findall(r"^(?:FAILED|ERROR) .*::Test_(\w+)::(\w+)", done.stdout, re.MULTILINE):
-        found[name].add(test)
-    assert re.search(r"^\d+ failed, \d+ passed", done.stdout, re.MULTILINE), done.stdout[-3000:]
-    return found
+    assert re.search(r" \d+ failed, \d+ passed", done.stdout), done.stdout[-3000:]
+    return done.stdout
+
+
+def ended(said: str, driver: str, how: str) -> set[str]:
+    """Return the tests of a driver that ended like this."""
+    return set(re.findall(rf"::Test_{driver}::(\w+)(?:\[.*\])? (?:{how})", said))
 
 
 @pytest.mark.parametrize(("name", "test"), CAUGHT_BY.items())
-def test_wrong_driver_fails_the_test_that_names_its_fault_and_no_other(
-    name: str, test: str, failures: dict[str, set[str]]
-) -> None:
-    assert failures[name] == {test}
+def test_wrong_driver_fails_the_test_that_names_its_fault_and_no_other(name: str, test: str, said: str) -> None:
+    assert ended(said, name, "FAILED|ERROR") == {test}
 
 
-def test_right_driver_passes(failures: dict[str, set[str]]) -> None:
-    assert failures["right"] == set()
+def test_right_driver_passes(said: str) -> None:
+    assert not ended(said, "right", "FAILED|ERROR|SKIPPED")
+    assert ended(said, "right", "PASSED") == set(CAUGHT_BY.values())
+
+
+def test_what_a_driver_or_its_tests_have_not_is_skipped_with_the_reason(said: str) -> None:
+    assert not ended(said, "bare", "FAILED|ERROR")
+    reasons = re.findall(r"::Test_bare::\w+ SKIPPED \((.*)\)", said)
+    assert sorted(reasons) == [
+        "the class of the tests has no failing(folder) that makes such a machine",
+        "the class of the tests has no slow(folder) that makes such a machine",
+        "the class of the tests has no unusable(folder) that makes such a machine",
+        "the driver has no devices()",
+        "the driver has no environment()",
+        "the driver has no held()",
+        "wrong_options is empty: no value of the driver's own options is known to be wrong",
+    ]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "3 were asked for, and 2 infos returned",
+        "an enumeration that takes minutes is to be refused by DiscoveryError, not by RuntimeError: the driver is",
+        "the driver printed on stdout, where only answers belong: 'looking for widgets",
+    ],
+)
+def test_failure_says_what_is_wrong(message: str, said: str) -> None:
+    assert f"\n{message}" in said
 
 
 def test_each_test_of_the_suite_has_a_driver_that_fails_it() -> None:

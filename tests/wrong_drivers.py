@@ -1,4 +1,4 @@
-"""A right driver, and wrong ones: each has one fault, and names the test of the conformance suite that tells of it."""
+"""Right drivers, and wrong ones: each has one fault, and names the test of the conformance suite that tells of it."""
 
 import contextlib
 import os
@@ -74,6 +74,18 @@ def caught_by(test: str) -> Callable[[type[Wrong]], Factory]:
         return Factory(kind)
 
     return factory
+
+
+class Bare:
+    """A right driver that has no more than it must have."""
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        driver = right.create_external_resource_driver(options)
+        self.retrieve_resource_info = driver.retrieve_resource_info
+        self.close = driver.close
+
+
+bare = Factory(Bare)
 
 
 @caught_by("test_exactly_as_many_devices_are_handed_out_as_asked_for")
