@@ -12,6 +12,7 @@ import pytest
 import externalresource
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ["externalresource", *sorted(init.parent.name for init in (ROOT / "plugins").glob("*/__init__.py"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -63,13 +64,13 @@ def test_room_is_imported_by_its_name() -> None:
     assert printed("from externalresource import ledger; print(ledger.__name__)") == "externalresource.ledger"
 
 
-@pytest.mark.parametrize("package", ["externalresource", "externalresource_gpu"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_package_carries_its_types(package: str) -> None:
     assert importlib.resources.files(package).joinpath("py.typed").is_file()
 
 
 @pytest.mark.skipif("CI" not in os.environ, reason="needs CI, where what is installed is the wheel")
-@pytest.mark.parametrize("package", ["externalresource", "externalresource_gpu"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_what_is_tested_is_the_wheel_and_not_the_tree(package: str) -> None:
     assert "site-packages" in str(importlib.resources.files(package))
 

@@ -16,7 +16,7 @@ _EMPTY = "[]"
 _LONGEST = 255  # characters of a token
 _LARGEST = 1 << 19  # bytes: of a child twice as many are kept, and the rest is dropped without a word
 _SHOWN = 60  # characters of a line that an error repeats
-_KEYS = ("index", "uuid", "properties", "environment", "unusable", "parent_uuid", "parent_token")
+KEYS = ("index", "uuid", "properties", "environment", "unusable", "parent_uuid", "parent_token")
 _TOKENS = ("index", "uuid", "parent_uuid", "parent_token")
 _TAKEN = ("index", "uuid", "unusable")  # may not be the names of other properties
 
@@ -83,9 +83,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _device(number: int, found: Mapping[str, Any]) -> Device:
     for key in found:
-        if key not in _KEYS:
-            hint = did_you_mean(key, _KEYS)
-            _refuse(number, f"the key {key[:_SHOWN]!r} (allowed: {', '.join(_KEYS)}; others in properties){hint}")
+        if key not in KEYS:
+            hint = did_you_mean(key, KEYS)
+            _refuse(number, f"the key {key[:_SHOWN]!r} (allowed: {', '.join(KEYS)}; others in properties){hint}")
     given = {key: value for key, value in found.items() if value is not None}
     if "index" not in given:
         _refuse(number, "a device without 'index'")
