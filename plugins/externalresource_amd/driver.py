@@ -64,13 +64,17 @@ def _rocm_smi(program: str, deadline: float) -> list[GPU]:
 
 
 def _names(found: Sequence[GPU]) -> list[Name]:
-    """Return what ROCm's runtime calls each; nothing for one that it does not see, or would take for another."""
+    """Return what ROCm's runtime calls each; nothing for one that it does not see, or would take for another.
+
+    A partition has a number only: its UUID is its GPU's for one kernel, and its own for the next.
+    """
     positions, shared = gpus.positions(found), gpus.shared(found)
-    seen = [gpu.index in positions or not positions for gpu in found]
-    return [
-        Name(positions.get(gpu.index), gpu.uuid if sees and gpu.uuid not in shared else None)
-        for gpu, sees in zip(found, seen, strict=True)
-    ]
+
+    def has_uuid(gpu: GPU) -> bool:
+        seen = gpu.index in positions or not positions
+        return seen and gpu.partition is None and gpu.uuid not in shared
+
+    return [Name(positions.get(gpu.index), gpu.uuid if has_uuid(gpu) else None) for gpu in found]
 
 
 def _hidden(names: Sequence[Name]) -> dict[Name, str]:
@@ -81,8 +85,7 @@ def _hidden(names: Sequence[Name]) -> dict[Name, str]:
 
 
 def _device(gpu: GPU, name: Name, mask: str | None, found: Sequence[GPU]) -> Device:
-    # A partition's UUID, where it has one, is its GPU's for one kernel and its own for the next: its number is neither.
-    token = name.uuid if name.uuid and gpu.partition is None else name.position
+    token = name.position if name.uuid is None else name.uuid
     known = {
         "name": gpu.name,
         "memory.total": gpu.memory,

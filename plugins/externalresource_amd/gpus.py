@@ -9,6 +9,7 @@ from typing import Any
 _BUS_ID = re.compile(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F]")
 _UNTOLD = ("", "N/A", "NONE", "UNKNOWN")
 _NO_NUMBER = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF)  # what AMD's library answers for a number that it does not have
+_WHOLE = "SPX"
 _MIB = {"B": 1 / (1 << 20), "KB": 1 / (1 << 10), "MB": 1, "GB": 1 << 10}  # amd-smi's MB are MiB
 
 
@@ -110,20 +111,17 @@ def _with_partitions(gpus: list[GPU]) -> list[GPU]:
 
     The partitions of a GPU differ in the function of their PCI bus id at most.
     """
-    partitioned = {_card(gpu) for gpu in gpus if gpu.partition}
+    partitioned = {_card(gpu) for gpu in gpus if gpu.partition or gpu.compute_partition not in (None, _WHOLE)}
     found = []
     for gpu in gpus:
         if gpu.bus_id is None or _card(gpu) not in partitioned:
             found.append(replace(gpu, partition=None))
             continue
-        card = [other for other in gpus if _card(other) == _card(gpu)]
-        found.append(
-            replace(
-                gpu,
-                uuid=gpu.uuid or next((other.uuid for other in card if other.uuid), None),
-                name=gpu.name or next((other.name for other in card if other.name), None),
-            )
+        card = sorted((other for other in gpus if _card(other) == _card(gpu)), key=lambda other: other.partition or 0)
+        uuid, name = (
+            next(filter(None, told), None) for told in zip(*((one.uuid, one.name) for one in card), strict=True)
         )
+        found.append(replace(gpu, uuid=uuid, name=gpu.name or name))
     return found
 
 

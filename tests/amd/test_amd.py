@@ -137,6 +137,32 @@ def test_older_releases_print_one_gpu_without_a_list(tmp_path: Path) -> None:
     assert [device["uuid"] for device in shown(amd_smi(tmp_path, listed(0), static(0)))] == [uuid(0)]
 
 
+def test_what_one_answer_lacks_may_stand_in_the_other(tmp_path: Path) -> None:
+    lists = [{"gpu": 0}, {"cpu": 0}]
+    mode = {"compute_partition": "SPX", "memory_partition": "NPS4", "partition_id": 0}
+    [found] = shown(amd_smi(tmp_path, lists, [static(0, partition=mode)]))
+    assert (found["pci.bus_id"], found["compute_partition"], found["memory_partition"]) == (
+        "0000:0c:00.0",
+        "SPX",
+        "NPS4",
+    )
+
+
+def test_numbers_that_stand_for_none_are_none(tmp_path: Path) -> None:
+    lists = [listed(0, node_id=0xFFFFFFFF, partition_id=0xFFFFFFFF), listed(1)]
+    command = amd_smi(tmp_path, lists, [static(0, numa={"node": 0xFFFFFFFF}), static(1)])
+    assert "numa_node" not in shown(command)[0]
+    assert unusable(command) == ["the kernel's compute driver (KFD) has no node for it", None]
+
+
+def test_cards_of_rocm_smi_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    cards = {
+        f"card{number}": card(number, **{"Card series": "N/A", "Device Name": f"MI{number}"}) for number in (10, 2)
+    }
+    command = tool(tmp_path, "rocm-smi", {"--showuniqueid": json.dumps(cards)})
+    assert [(device["index"], device["name"]) for device in shown(command)] == [("2", "MI2"), ("10", "MI10")]
+
+
 def test_host_without_gpus_has_none(tmp_path: Path) -> None:
     with pytest.raises(NotEnoughDevicesError, match="1 wanted, this host has 0"):
         amd(amd_smi(tmp_path, [], [])).retrieve_resource_info(1)
@@ -215,6 +241,22 @@ def test_partitions_are_devices_and_named_by_number(tmp_path: Path) -> None:
         "ROCR_VISIBLE_DEVICES": f"{uuid(0)},1,2,3",
         "HIP_VISIBLE_DEVICES": "0,1,2,3",
     }
+
+
+def test_partitions_have_the_uuid_of_their_gpu_whatever_each_says_of_itself(tmp_path: Path) -> None:
+    lists, statics = cpx()
+    statics[3]["asic"] = {"market_name": "AMD Instinct MI300X VF", "asic_serial": "0x1234"}
+    command = amd_smi(tmp_path, lists[::-1], statics)
+    assert [device["uuid"] for device in shown(command)][:3] == [f"{uuid(1)}/{part}" for part in (2, 1, 0)]
+    assert shown(command)[0]["name"] == "AMD Instinct MI300X VF"
+    assert variables(command, 4)["ROCR_VISIBLE_DEVICES"] == f"{uuid(0)},1,2,3"
+
+
+def test_partition_that_is_alone_in_a_container_is_none_of_a_whole_gpu(tmp_path: Path) -> None:
+    lists, statics = cpx()
+    command = amd_smi(tmp_path, lists[1:2], statics[1:2])
+    assert [(device["uuid"], device["parent.uuid"]) for device in shown(command)] == [(f"{uuid(1)}/0", uuid(1))]
+    assert variables(command, 1) == {"ROCR_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "0"}
 
 
 def test_whole_gpu_and_its_partitions_exclude_each_other(tmp_path: Path) -> None:
