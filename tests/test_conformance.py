@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from externalresource.testing import DriverConformance
 
 from .wrong_drivers import CAUGHT_BY
 
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
 WIDGETS = """
 import pytest
 import wrong_drivers
@@ -124,6 +126,13 @@ def test_what_a_driver_or_its_tests_have_not_is_skipped_with_the_reason(said: st
 )
 def test_failure_says_what_is_wrong(message: str, said: str) -> None:
     assert f"\n{message}" in said
+
+
+def test_each_of_our_drivers_is_put_to_the_suite() -> None:
+    points = PROJECT["project"]["entry-points"]["externalresource"]
+    tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
+    tested = {points.get(name) for name in re.findall(r"^    factory = \"(\w+)\"$", tests, re.MULTILINE)}
+    assert set(points.values()) <= tested
 
 
 def test_each_test_of_the_suite_has_a_driver_that_fails_it() -> None:
