@@ -148,12 +148,14 @@ class Cluster:
         )
         self.configuration = self.configure("conf", args=self.coordinated)
 
-    def configure(self, name: str, *, args: str | None, script: Path = OUR_SCRIPT) -> Path:
+    def configure(
+        self, name: str, *, args: str | None, script: Path = OUR_SCRIPT, more: Settings | None = None
+    ) -> Path:
         """A config.yaml of its own, complete: all the files that Flink ships lie beside it."""
         shipped = self._flink / "conf"
         path = shutil.copytree(shipped, self._folder / name) / "config.yaml"
         java = yaml.safe_load(path.read_text())["env"]["java"]["opts"]["all"]
-        settings = _settings(self._folder, java, *self._ports) | _gpu(script, args)
+        settings = _settings(self._folder, java, *self._ports) | _gpu(script, args) | (more or {})
         path.write_text(yaml.safe_dump(settings, width=10_000))
         return path
 
@@ -172,6 +174,16 @@ class Cluster:
         living += [self.start_task_manager() for _ in range(2 - len(living))]
         first, second = (task_manager.wait() for task_manager in living)
         return first, second
+
+    def submit(self, job: Path, python: Path, configuration: Path) -> str:
+        """What the client of a PyFlink job prints, once that has ended well."""
+        client = self._flink / "bin" / "flink"
+        command: list[str | Path] = [client, "run", "-pyexec", python, "-pyclientexec", python, "-py", job]
+        environment = self.environment | {"FLINK_CONF_DIR": str(configuration.parent)}
+        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=300)
+        causes = [line for line in (done.stdout + done.stderr).splitlines() if "Error" in line or "Caused" in line]
+        assert done.returncode == 0, "\n".join(causes)
+        return done.stdout
 
     def claims(self) -> list[tuple[str, int]]:
         """The first two columns of the coordination file: a device's index and its owner's pid."""
