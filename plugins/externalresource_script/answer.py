@@ -10,7 +10,8 @@ from externalresource.errors import did_you_mean
 
 _TOKEN = re.compile(r"[\w.:/@+=#~-]*[A-Za-z0-9][\w.:/@+=#~-]*", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-_UNSEEN = re.compile(r"[\x00-\x1f\x7f\ufffd]")  # control characters, and what stands for bytes that are not UTF-8
+# Control characters, ends of lines, halves of characters, and what stands for bytes that are not UTF-8.
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffd]")
 _NO_DEVICES = ("none", "null", "nil", "n/a", "undefined", "unknown", "error")  # what scripts print for want of one
 _EMPTY = "[]"
 _LONGEST = 255  # characters of a token
@@ -119,6 +120,9 @@ def _environment(number: int, value: Any) -> dict[str, str]:
 def _texts(number: int, value: Any, key: str) -> dict[str, str]:
     if not isinstance(value, dict):
         _refuse(number, f"{_shown(value)} as {key!r}, which must be an object of texts")
+    for name in value:
+        if not name.strip() or _UNSEEN.search(name):
+            _refuse(number, f"{_shown(name)} as a name in {key!r}")
     what = f"a value in {key!r}"
     return {name: _text(number, text, what) for name, text in value.items() if text is not None}
 

@@ -25,8 +25,8 @@ class Options:
     path: str = field(metadata={"option": "discovery-script.path"})
     #: As a shell would split them.
     args: str = field(default="", metadata={"option": "discovery-script.args"})
-    #: Seconds, if `timeout` does not leave less.
-    seconds: float = field(default=_LONGEST, metadata={"option": "discovery-script.timeout"})
+    #: Seconds; what `timeout` leaves, if that is less.
+    seconds: float | None = field(default=None, metadata={"option": "discovery-script.timeout"})
     #: Who has the same class shares the devices; by default the name of the script's file, without its last suffix.
     device_class: str | None = None
     #: Tells a process its devices, if the script has not said how; by default CLASS_DEVICES.
@@ -39,7 +39,7 @@ class Options:
             shlex.split(self.args)
         except ValueError as error:
             raise ValueError(f"option 'discovery-script.args' cannot be split as a shell would: {error}") from None
-        if not 0 < self.seconds <= _LONGEST:
+        if self.seconds is not None and not 0 < self.seconds <= _LONGEST:
             most = f"a number of seconds up to {_LONGEST:g}"
             raise ValueError(f"option 'discovery-script.timeout' must be {most}, not {self.seconds:g}")
         if not _VARIABLE.fullmatch(self.variable):
@@ -63,7 +63,7 @@ class ScriptDriverFactory:
 
     @property
     def options(self) -> Sequence[Option]:
-        return driver("script", Options)(enumerate_devices).options
+        return driver("CLASS", Options)(enumerate_devices).options
 
     @hookimpl
     def create_external_resource_driver(self, options: Mapping[str, str]) -> ExternalResourceDriver:
@@ -91,7 +91,7 @@ def enumerate_devices(options: Options, *, deadline: float) -> list[Device]:
     script = find_script(options.path)
     ended = run_script(
         [script, *options.words],
-        min(deadline, time.monotonic() + options.seconds),
+        deadline if options.seconds is None else min(deadline, time.monotonic() + options.seconds),
         name=script,
         option="discovery-script.timeout and timeout",
     )

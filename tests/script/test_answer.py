@@ -1,9 +1,13 @@
 """What a discovery script printed, as devices, and what is said of anything else that it printed."""
 
+import json
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from externalresource.api import Device
-from externalresource_script.answer import devices
+from externalresource_script.answer import KEYS, devices
 
 ALLOWED = "must name a device by letters, digits and ._:/@+=#~- without blanks"
 
@@ -158,6 +162,15 @@ def test_object_after_tokens_is_refused() -> None:
             '{"index": "0", "properties": {"uuid": "b"}}',
             "'uuid' in 'properties', where it must stand beside them",
         ),
+        *(
+            (
+                json.dumps({"index": "0", "unusable": f"a{char}b"}),
+                f"{f'a{char}b'!r} as 'unusable', which must be a text, without line ends and the like",
+            )
+            for char in "\r\x7f\x85\u2028\u2029\ud800"
+        ),
+        ('{"index": "0", "properties": {"": "b"}}', "'' as a name in 'properties'"),
+        ('{"index": "0", "properties": {"a\\nb": "b"}}', "'a\\nb' as a name in 'properties'"),
         (
             '{"index": "0", "environment": {"A B": "c"}}',
             "'A B' in 'environment', which is no name of a variable",
@@ -185,3 +198,28 @@ def test_more_than_any_list_of_devices_is_refused_before_what_was_cut_is_read() 
         "printed more than 512 KiB, which no list of devices has"
     )
     assert len(indices("".join(f"{number}\n" for number in range(50_000)))) == 50_000
+
+
+TEXTS = st.text(max_size=8)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+OBJECTS = st.dictionaries(st.sampled_from(KEYS) | TEXTS, VALUES, max_size=5).map(json.dumps)
+TOKENS = st.text(alphabet="a0:/,. {}[]-\n", max_size=12)
+
+
+@given(st.lists(TOKENS | OBJECTS | st.text(max_size=20), max_size=4).map("\n".join))
+@example('{"index": "0", "properties": {"\\u2028": ""}}')
+def test_whatever_is_printed_is_devices_or_one_line_that_says_why_not(out: str) -> None:
+    try:
+        found = devices(out)
+    except ValueError as error:
+        assert len(str(error).splitlines()) == 1  # noqa: PT017 - most are refused, some are not
+        return
+    assert len({device.index for device in found}) == len(found)
+    for device in found:
+        texts = [device.index, device.uuid or "", *device.properties.values(), *device.environment.values()]
+        assert len(" ".join(texts).splitlines()) == 1
+        assert " ".join(texts).encode()

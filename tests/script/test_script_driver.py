@@ -313,6 +313,12 @@ def test_factory_says_its_options() -> None:
     assert {"enable-coordination-mode", "coordination-file", "wait", "timeout"} <= set(names)
 
 
+def test_file_of_claims_is_shown_as_that_of_a_class() -> None:
+    defaults = {option.name: option.default for option in ScriptDriverFactory().options}
+    assert defaults["coordination-file"] == "/var/tmp/externalresource-CLASS-coordination"
+    assert defaults["discovery-script.timeout"] is None
+
+
 def test_lenient_context_goes_on_without_a_resource_whose_script_fails(
     script: Script, caplog: pytest.LogCaptureFixture
 ) -> None:
