@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from externalresource import holdings, inventory
+from externalresource import forwarding, holdings, inventory
 from externalresource.containment import printing_to_stderr
 from externalresource.context import RuntimeContext
 from externalresource.coordination import Holding, pid_here
@@ -250,6 +250,25 @@ def plugins(form: str, timeout: float) -> None:
     if options := installed.option_lines(found):
         click.echo()
         _show(options, form, nothing="")
+
+
+@cli.command()
+@click.argument("config", required=False, type=click.Path())
+@click.option("--to", required=True, type=click.Choice(forwarding.TARGETS), help="Who is asked for the containers.")
+@click.option("-D", "dynamic", metavar="KEY=VALUE", multiple=True, help="As for Flink: wins over the file.")
+@_format
+def forward(config: str | None, *, to: str, dynamic: Sequence[str], form: str) -> None:
+    """Show what Flink requests for each TaskManager.
+
+    CONFIG is a config.yaml, or a folder with one; by default that of FLINK_CONF_DIR. For Kubernetes the part of a pod
+    template that says the same, for YARN the resources of a container request.
+    """
+    requested = forwarding.forwarded(config, to=to, overrides=dict(_pair(text, "property", "a=b") for text in dynamic))
+    if form == "json" or not requested or to == forwarding.YARN:
+        rows = [{"key": key, "amount": amount} for key, amount in requested.items()]
+        _show(rows, form, nothing=f"Nothing is requested of {to}: no resource has a {to}.config-key.")
+        return
+    click.echo(forwarding.template(requested), nl=False)
 
 
 @cli.command()

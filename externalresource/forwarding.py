@@ -43,5 +43,12 @@ def pod(requested: Mapping[str, int]) -> dict[str, object]:
     return {"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [container]}}
 
 
+def template(requested: Mapping[str, int]) -> str:
+    """Return that part of a pod template as YAML."""
+    import yaml
+
+    return yaml.safe_dump(pod(requested), sort_keys=False)
+
+
 def _key(resource: ResourceConfig, to: str) -> str | None:
     return resource.kubernetes_config_key if to == KUBERNETES else resource.yarn_config_key

@@ -58,6 +58,7 @@ LIBRARIES = {
     "yaml": {
         "externalresource.configuration",
         "externalresource.flink_files",
+        "externalresource.forwarding",
         "externalresource_gpu.backends.simulated",
         "externalresource_gpu.backends.simulated_file",
     },

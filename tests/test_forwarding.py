@@ -1,11 +1,17 @@
 """What Flink would request from Kubernetes and YARN for the same configuration."""
 
+import json
 import logging
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from externalresource import forwarding
 from externalresource.errors import ConfigurationError
@@ -78,6 +84,39 @@ def test_configuration_may_be_a_file(tmp_path: Path) -> None:
     assert forwarded(tmp_path, to="yarn") == {"yarn.io/gpu": 2}
 
 
+# ---- the command line -----------------------------------------------------------------------------
+
+
+def call(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    lines = [f"{key}: {value}" for key, value in BOTH.items()]
+    (folder / "config.yaml").write_text("\n".join(lines))
+    command = [sys.executable, "-m", "externalresource.cli", "forward", *words]
+    return subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+
+
+def test_command_prints_the_part_of_a_pod_template(tmp_path: Path) -> None:
+    done = call(tmp_path, ".", "--to", "kubernetes")
+    assert yaml.safe_load(done.stdout) == forwarding.pod({"nvidia.com/gpu": 2, "rdma/hca_shared_devices_a": 1})
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_command_prints_the_resources_of_a_container_request(tmp_path: Path) -> None:
+    assert call(tmp_path, ".", "--to", "yarn").stdout.split() == ["KEY", "AMOUNT", "yarn.io/gpu", "2"]
+    done = call(tmp_path, ".", "--to", "yarn", "--format", "json", "-D", "external-resource.gpu.amount=4")
+    assert json.loads(done.stdout) == [{"key": "yarn.io/gpu", "amount": 4}]
+
+
+def test_command_says_that_nothing_is_requested(tmp_path: Path) -> None:
+    done = call(tmp_path, ".", "--to", "yarn", "-D", "external-resources=fpga")
+    assert done.stdout == "Nothing is requested of yarn: no resource has a yarn.config-key.\n"
+
+
+def test_command_refuses_what_flink_could_not_read(tmp_path: Path) -> None:
+    done = call(tmp_path, ".", "--to", "yarn", "-D", "external-resource.gpu.amount=two")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("external-resource.gpu.amount must be a positive integer, not 'two'\n")
+
+
 # ---- the pod --------------------------------------------------------------------------------------
 
 
@@ -95,3 +134,19 @@ def test_pod_fits_kubernetes_own_schema() -> None:
     pod["spec"] = {"containers": [{"name": "x", "resources": {"limit": {}}}]}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(pod, VERSION, strict=True)
+
+
+# ---- the page -------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "kubernetes-and-yarn.md").read_text(encoding="utf-8")
+CONFIGURATION = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)[0]
+CONSOLE = re.findall(r"^```console\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)[0]
+
+
+@pytest.mark.parametrize(("command", "output"), re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", CONSOLE, re.MULTILINE))
+def test_page_shows_what_the_command_prints(command: str, output: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIGURATION)
+    words = shlex.split(command)
+    assert words[0] == "externalresource"
+    ours = [sys.executable, "-m", "externalresource.cli", *words[1:]]
+    assert subprocess.run(ours, cwd=tmp_path, check=True, capture_output=True, text=True).stdout == output
