@@ -3,16 +3,25 @@
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable
 
+_TRIES = 5
+_PAUSE = 0.02  # seconds: another process that asks as we do has the disk for far less
 
-def refusal(path: str, number: str, opened: Callable[[str], str | None] | None = None) -> str | None:
+
+def refusal(
+    path: str,
+    number: str,
+    opened: Callable[[str], str | None] | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> str | None:
     """Return why nobody could use the disk of that number by this file; None if it can be had alone.
 
     `opened` opens it exclusively, for a moment, and returns its MAJOR:MINOR: None if it is no block device.
     """
     try:
-        found = (opened or open_alone)(path)
+        found = _persistently(path, opened or open_alone, pause)
     except OSError as error:
         if error.errno == errno.EBUSY:
             return f"{path} is in use: something has it for itself (a file system, ZFS, a RAID, a program)"
@@ -20,6 +29,18 @@ def refusal(path: str, number: str, opened: Callable[[str], str | None] | None =
     if found is not None and found != number:
         return f"{path} is another device ({found}, not {number})"
     return None
+
+
+def _persistently(path: str, opened: Callable[[str], str | None], pause: Callable[[float], None]) -> str | None:
+    """Open it, more than once if it is busy: processes that start together ask for the same disks at once."""
+    for _ in range(_TRIES - 1):
+        try:
+            return opened(path)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        pause(_PAUSE)
+    return opened(path)
 
 
 def open_alone(path: str) -> str | None:

@@ -44,6 +44,23 @@ def number(folder: Path) -> str:
     return (folder / "dev").read_text().strip()
 
 
+class Opening:
+    """A disk's file that cannot be opened for some times."""
+
+    def __init__(self, refused: int, number: int = errno.EBUSY) -> None:
+        self.refused, self.number = refused, number
+        self.tried = self.paused = 0
+
+    def open(self, path: str) -> str:
+        self.tried += 1
+        if self.tried <= self.refused:
+            raise OSError(self.number, os.strerror(self.number), path)
+        return "259:1"
+
+    def pause(self, seconds: float) -> None:
+        self.paused += 1
+
+
 def test_disk_is_shown_with_all_that_is_known_of_it(tree: Tree) -> None:
     tree.disk(tree.controller("nvme3", numa_node="1"), "nvme3n1", wwid="eui.36344730525000010025384300000001")
     assert listed(tree) == {
@@ -186,12 +203,23 @@ class TestUsed:
         assert reason(tree) is None
 
     def test_disk_that_a_process_has_for_itself_is_told(self) -> None:
-        def opened(_: str) -> str:
-            raise OSError(errno.EBUSY, "Device or resource busy")
-
-        assert node.refusal("/dev/nvme0n1", "259:1", opened) == (
+        opening = Opening(refused=1000)
+        assert node.refusal("/dev/nvme0n1", "259:1", opening.open, opening.pause) == (
             "/dev/nvme0n1 is in use: something has it for itself (a file system, ZFS, a RAID, a program)"
         )
+        assert opening.tried == opening.paused + 1 == 5
+
+    def test_disk_that_another_looks_at_as_we_do_is_not_in_use(self) -> None:
+        opening = Opening(refused=3)
+        assert node.refusal("/dev/nvme0n1", "259:1", opening.open, opening.pause) is None
+        assert opening.paused == 3
+
+    def test_disk_that_may_not_be_opened_is_asked_for_once(self) -> None:
+        opening = Opening(refused=1000, number=errno.EACCES)
+        assert node.refusal("/dev/nvme0n1", "259:1", opening.open, opening.pause) == (
+            "/dev/nvme0n1 cannot be opened: Permission denied"
+        )
+        assert opening.tried == 1
 
 
 class TestNotKnown:
