@@ -15,6 +15,8 @@ from externalresource.testing import DriverConformance
 
 from .wrong_drivers import CAUGHT_BY
 
+pytestmark = pytest.mark.timeout(900)  # the first that needs it waits for a thousand tests of the wrong drivers
+
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
 WIDGETS = """
 import pytest

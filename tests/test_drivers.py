@@ -153,7 +153,7 @@ def test_process_never_gets_a_device_and_a_slice_of_it(
 @pytest.mark.parametrize("part", [Device("0.a", parent_uuid="FPGA-0"), Device("0.a", parent_token="0")])
 def test_device_and_its_only_slice_are_not_two(ledger: str, part: Device, coordinated: str) -> None:
     driver = of([Device("0", "FPGA-0"), part], ledger, enable_coordination_mode=coordinated)
-    with pytest.raises(NotEnoughDevicesError, match="^2 wanted, 1 to be had: a device and its slices exclude"):
+    with pytest.raises(NotEnoughDevicesError, match=r"^2 wanted, 1 to be had: a device and its slices exclude"):
         driver.retrieve_resource_info(2)
 
 
