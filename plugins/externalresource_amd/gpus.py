@@ -145,7 +145,7 @@ def _entries(found: Any) -> list[Mapping[str, Any]]:
 def _index(entry: Mapping[str, Any]) -> int:
     index = _number(entry.get("gpu"))
     if index is None:
-        raise ValueError(f"a GPU whose number is {entry.get('gpu')!r}")
+        raise ValueError(f"a GPU whose number is {repr(entry.get('gpu'))[:60]}")
     return index
 
 
@@ -172,7 +172,7 @@ def _mib(value: Any, unit: str = "MB") -> int | None:
         value, unit = value.get("value"), str(value.get("unit", unit))
     text, _, given = (_text(value) or "").partition(" ")
     factor = _MIB.get((given or unit).upper())
-    return (int(int(text) * factor) or None) if text.isdecimal() and text.isascii() and factor else None
+    return (int(int(text) * factor) or None) if re.fullmatch("[0-9]{1,20}", text) and factor else None
 
 
 def _bus_id(value: Any) -> str | None:
