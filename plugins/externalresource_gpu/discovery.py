@@ -109,7 +109,7 @@ def _coordinated(options: Options, parent: int, question: Question, deadline: fl
         _check_asker(parent, owner)
         progress.show(reason)
         _sleep(seconds)
-        question.look_again(host, deadline + options.wait)
+        _look_again(question, host, deadline + options.wait)
 
     coordination = Coordination(options.coordination_file, "gpu", pause=pause)
     host = question.host(deadline)
@@ -177,6 +177,24 @@ def _sleep(seconds: float) -> None:
     if asked.si_signo == signal.SIGINT:
         raise KeyboardInterrupt
     raise _Ended(asked.si_signo)
+
+
+def _look_again(question: Question, host: "Host", deadline: float) -> None:
+    """Ask the driver, which may hang, and whoever wants to end this may: it leaves the queue first."""
+    import signal
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end)
+    _hold_signals(hold=False)
+    try:
+        question.look_again(host, deadline)
+    finally:
+        _hold_signals(hold=True)
+
+
+def _end(number: int, _frame: object) -> None:
+    raise _Ended(number)
 
 
 def _ending_signals() -> "set[int]":

@@ -275,6 +275,23 @@ def test_device_that_gave_way_to_another_while_it_was_waited_for_is_not_granted(
     assert (out, "(GPU 0: it is not there any more); waited 4 s" in err) == ("", True)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_ends_who_waits_also_while_the_driver_hangs(script: Script, number: signal.Signals) -> None:
+    script.describe(IN_USE)
+    before = signal.signal(number, lambda *_: None)  # else it is ignored by what a shell's background starts
+    try:
+        waiting = script.start("1", "--foreign-use=exclude", "--enable-coordination-mode", "--wait=99", "--timeout=40")
+    finally:
+        signal.signal(number, before)
+    assert eventually(script.waits)
+    script.describe(f"driver: hangs\n{IN_USE}")
+    time.sleep(3.5)  # for two seconds the first answer counts
+    waiting.send_signal(number)
+    assert waiting.communicate(timeout=LONG) == ("", "")
+    assert waiting.returncode == (130 if number == signal.SIGINT else -number)
+    assert not script.waits()
+
+
 class Asked:
     """A backend of no GPUs that notes how it was made, and the deadlines."""
 
