@@ -40,7 +40,7 @@ __all__ = [
 DEFAULT_TIMEOUT = 9.0  # seconds: Flink's 10 for a discovery script, less its start
 _PAUSE = 0.05, 0.5  # seconds between two looks of a waiting process: the first, and the longest
 _LEAVING = 0.5  # seconds for the lock to be free when a waiting process gives up
-_SHOWN = 8  # owners that a refusal names
+_SHOWN, _NAMED = 8, 16  # owners that a refusal names, and devices of each
 
 Choose = Callable[[Sequence[D], Sequence[Claim], int], Sequence[D]]
 
@@ -400,4 +400,5 @@ def _holder(owner: Owner, held: Sequence[Claim], asker: Owner) -> str:
     since = held[0].details.get("since")
     when = f", since {since}" if since else ""
     itself = ", which asks again and would get further ones" if owner.same_process(asker) else ""
-    return f"{who}{when}: {', '.join(claim.token for claim in held)}{itself}"
+    more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
+    return f"{who}{when}: {', '.join(claim.token for claim in held[:_NAMED])}{more}{itself}"

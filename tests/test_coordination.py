@@ -260,6 +260,13 @@ def test_refusal_by_a_whole_host_stays_short(path: str) -> None:
     assert message.endswith("; and 3 more owners")
 
 
+def test_refusal_by_an_owner_of_hundreds_stays_short(path: str) -> None:
+    shared = Coordination(path, "gpu", gone=nobody_ends)
+    shared.claim(gpus(500), 17, made_up(7))
+    message = error_of(NotEnoughDevicesError, lambda: shared.claim(gpus(17), 1, made_up(8)))
+    assert message.endswith(", 14, 15 and 1 more")
+
+
 @pytest.mark.parametrize("amount", [0, -1])
 def test_amount_must_be_positive(amount: int, path: str) -> None:
     message = error_of(ConfigurationError, lambda: claim(path, amount, gpus(3)))
