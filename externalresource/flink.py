@@ -5,23 +5,16 @@ in the coordination file. In thread mode the operator runs inside the TaskManage
 """
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 
-from externalresource import configuration
+from externalresource import configuration, task_manager
 from externalresource.configuration import ResourceConfig
 from externalresource.coordination import Holding, identify
 from externalresource.errors import ConfigurationError, DiscoveryError, PluginError, did_you_mean
 from externalresource.hookspecs import ExternalResourceDriver, ExternalResourceInfo
 from externalresource.plugins import create_driver
-
-#: The main classes of a TaskManager: stand-alone and in Docker, on Kubernetes, on YARN.
-_MAIN = (
-    "org.apache.flink.runtime.taskexecutor.TaskManagerRunner",
-    "org.apache.flink.kubernetes.taskmanager.KubernetesTaskExecutorRunner",
-    "org.apache.flink.yarn.YarnTaskExecutorRunner",
-)
+from externalresource.task_manager import TaskManager
 
 
 class HeldInfo:
@@ -49,36 +42,6 @@ class HeldInfo:
         return f"HeldInfo({self._properties})"
 
 
-@dataclass(frozen=True, slots=True)
-class TaskManager:
-    """The Flink process that this one works for."""
-
-    pid: int
-    #: What followed its main class: `--configDir`, `-D key=value`.
-    arguments: Sequence[str]
-
-    def configuration(self) -> list[ResourceConfig]:
-        """Return its resources, dynamic properties included; what Flink itself would leave out is left out."""
-        folder = self._option("--configDir", "-c") or os.environ.get("FLINK_CONF_DIR")
-        # A relative one (YARN has `.`) is relative to where the TaskManager is.
-        source = None if folder is None else os.path.join(f"/proc/{self.pid}/cwd", folder)
-        return configuration.load(source, overrides=[*self._dynamic()], lenient=True)
-
-    def _option(self, *names: str) -> str | None:
-        for name, value in zip(self.arguments, self.arguments[1:], strict=False):
-            if name in names:
-                return value
-        return None
-
-    def _dynamic(self) -> Iterator[str]:
-        rest = iter(self.arguments)
-        for word in rest:
-            if word == "-D":
-                yield next(rest, "")
-            elif word.startswith("-D"):
-                yield word.removeprefix("-D")
-
-
 def get_external_resource_infos(name: str) -> AbstractSet[ExternalResourceInfo]:
     """Return the infos of a resource of this operator's TaskManager, as Flink gives them to Java.
 
@@ -86,70 +49,85 @@ def get_external_resource_infos(name: str) -> AbstractSet[ExternalResourceInfo]:
     coordination (Kubernetes and YARN give each container its own devices) those that its driver finds. Raises
     ExternalResourceError, which says what was looked for, and where.
     """
-    task_manager = find_task_manager()
-    resource = _resource(task_manager, name)
+    found = find_task_manager()
+    resources = {resource.name: resource for resource in _resources(found)}
+    if name not in resources:
+        raise ConfigurationError(
+            f"the TaskManager (pid {found.pid}) has no resource {name!r} (it has: {', '.join(resources) or 'none'})"
+            f"{did_you_mean(name, resources)}"
+        )
+    resource = resources[name]
     if resource.driver_factory is None:
         raise ConfigurationError(f"external-resource.{name}.driver-factory.class is not set: nothing tells its devices")
-    driver = create_driver(resource.driver_factory, resource.options)
-    path = getattr(driver, "coordination_file", None)
-    if path is None:
-        return driver.retrieve_resource_info(resource.amount)
-    return _held(driver, path, task_manager, resource)
+    return _infos(create_driver(resource.driver_factory, resource.options), found, resource)
+
+
+def environment(found: TaskManager) -> dict[str, str]:
+    """Return the variables for a process that uses the devices of a TaskManager, of all its resources with a driver."""
+    variables: dict[str, str] = {}
+    for resource in _resources(found):
+        if resource.driver_factory is not None:
+            driver = create_driver(resource.driver_factory, resource.options)
+            variables |= _variables(driver, _infos(driver, found, resource), resource.name)
+    return variables
 
 
 def find_task_manager() -> TaskManager:
     """Return the TaskManager among this process and its ancestors. DiscoveryError names those, if there is none."""
-    seen: list[str] = []
-    pid = os.getpid()
-    while pid > 0:
-        words = _command(pid)
-        main = next((word for word in words if word in _MAIN), None)
-        if main is not None:
-            return TaskManager(pid, words[words.index(main) + 1 :])
-        seen.append(f"pid {pid} ({os.path.basename(words[0]) if words else 'unknown'})")
-        pid = _parent(pid)
+    found = task_manager.find()
+    if found is not None:
+        return found
+    seen = [
+        f"pid {pid} ({os.path.basename(words[0]) if words else 'unknown'})" for pid, words in task_manager.ancestors()
+    ]
     raise DiscoveryError(
         f"no TaskManager of Flink is among this process and its ancestors: {', '.join(seen)}; in a process that Flink "
         "did not start, use externalresource.claim or externalresource.runtime_context"
     )
 
 
-def _resource(task_manager: TaskManager, name: str) -> ResourceConfig:
-    resources = {resource.name: resource for resource in task_manager.configuration()}
-    if name in resources:
-        return resources[name]
-    raise ConfigurationError(
-        f"the TaskManager (pid {task_manager.pid}) has no resource {name!r} (it has: {', '.join(resources) or 'none'})"
-        f"{did_you_mean(name, resources)}"
-    )
+def _resources(found: TaskManager) -> list[ResourceConfig]:
+    """Return its resources, dynamic properties included; what Flink itself would leave out is left out."""
+    return configuration.load(found.folder(), overrides=[*found.properties()], lenient=True)
+
+
+def _infos(
+    driver: ExternalResourceDriver, found: TaskManager, resource: ResourceConfig
+) -> AbstractSet[ExternalResourceInfo]:
+    path = getattr(driver, "coordination_file", None)
+    if path is None:
+        return driver.retrieve_resource_info(resource.amount)
+    return _held(driver, path, found, resource)
+
+
+def _variables(
+    driver: ExternalResourceDriver, infos: AbstractSet[ExternalResourceInfo], name: str
+) -> Mapping[str, str]:
+    make = getattr(driver, "environment", None)
+    if make is None:
+        raise PluginError(f"the driver of {name!r} sets no environment variables: it has no environment(infos)")
+    try:
+        variables: Mapping[str, str] = make(infos)
+    except PluginError:  # it needs more than the coordination file tells
+        names = {_name(info) for info in infos}
+        variables = make([info for info in getattr(driver, "devices", list)() if _name(info) in names])
+    return variables
+
+
+def _name(info: ExternalResourceInfo) -> str | None:
+    return info.get_property("uuid") or info.get_property("index")
 
 
 def _held(
-    driver: ExternalResourceDriver, path: str, task_manager: TaskManager, resource: ResourceConfig
+    driver: ExternalResourceDriver, path: str, found: TaskManager, resource: ResourceConfig
 ) -> AbstractSet[ExternalResourceInfo]:
     held = getattr(driver, "held", None)
     if held is None:
         raise PluginError(f"the driver of {resource.name!r} cannot tell what the TaskManager holds: it has no held()")
-    infos = frozenset(HeldInfo(holding) for holding in held(identify(task_manager.pid)))
+    infos = frozenset(HeldInfo(holding) for holding in held(identify(found.pid)))
     if len(infos) != resource.amount:
         raise DiscoveryError(
-            f"the TaskManager (pid {task_manager.pid}) holds {len(infos)} devices of {resource.name!r} in {path}, not "
+            f"the TaskManager (pid {found.pid}) holds {len(infos)} devices of {resource.name!r} in {path}, not "
             f"the {resource.amount} of its configuration; if its discovery script failed, its log says why"
         )
     return infos
-
-
-def _command(pid: int) -> list[str]:
-    try:
-        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="surrogateescape") as file:
-            return file.read().split("\0")[:-1]
-    except OSError:
-        return []
-
-
-def _parent(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0

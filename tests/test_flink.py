@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +21,11 @@ TASK_MANAGER = """
 import os, subprocess, sys
 if os.environ.get("CLAIM"):
     subprocess.run(os.environ["CLAIM"].split(), check=True, stdout=subprocess.DEVNULL)
-worker = f"cd /; '{sys.executable}' -c '{os.environ['WORKER']}' 2>&1; exit $?"
+if os.environ.get("FPGAS"):
+    import externalresource
+    options = {"coordination-file": os.environ["FPGAS"]}
+    held = externalresource.claim("fpga", driver_factory="boards:boards", options=options)
+worker = f"cd /; '{os.environ.get('PYTHON', sys.executable)}' -c '{os.environ['WORKER']}' 2>&1; exit $?"
 sys.exit(subprocess.run(["bash", "-c", worker]).returncode)
 """
 WORKER = """
@@ -48,13 +55,13 @@ class Cluster:
             f'external-resource.gpu.param.discovery-script.args: "{self.args}"\n{more}'
         )
 
-    def ask(self, *arguments: str, claims: int = 2, **variables: str) -> str:
+    def ask(self, *arguments: str, claims: int = 2, worker: str = WORKER, **variables: str) -> str:
         """Return what an operator of a TaskManager that claimed so many GPUs was told."""
         claim = f"{SCRIPT} {claims} {self.args}" if claims else ""
         done = subprocess.run(
             [sys.executable, "-c", TASK_MANAGER, MAIN, *arguments],
             cwd=self.folder,
-            env=os.environ | {"CLAIM": claim, "WORKER": WORKER.replace("'", '"')} | variables,
+            env=os.environ | {"CLAIM": claim, "WORKER": worker.replace("'", '"')} | variables,
             check=False,
             capture_output=True,
             text=True,
@@ -129,3 +136,71 @@ def test_process_that_works_for_no_task_manager_is_told_who_its_ancestors_are() 
     assert f"pid {os.getpid()} (" in str(caught.value)
     assert ", pid 1 (" in str(caught.value)
     assert "externalresource.claim" in str(caught.value)
+
+
+BOARDS = """
+from externalresource import Device, driver
+
+@driver("fpga")
+def boards():
+    return [Device(str(index), environment={"FPGA": f"/dev/fpga{index}"}) for index in range(2)]
+"""
+
+# ---- the Python of a worker -----------------------------------------------------------------------
+
+PYTHON = str(Path(sysconfig.get_path("scripts")) / "externalresource-python")
+MASK = "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'), os.environ.get('CUDA_DEVICE_ORDER'))"
+
+
+def outside(*words: str, **more: Any) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([PYTHON, *words], check=False, capture_output=True, text=True, timeout=60, **more)
+
+
+def test_python_of_a_worker_sees_the_task_managers_devices(cluster: Cluster) -> None:
+    said = cluster.ask("-c", ".", worker=MASK, PYTHON=PYTHON)
+    assert said == f"{','.join(uuid for _, uuid in GPUS[:2])} PCI_BUS_ID"
+
+
+def test_python_of_a_worker_sees_the_devices_of_any_driver(cluster: Cluster) -> None:
+    (cluster.folder / "boards.py").write_text(BOARDS)
+    (cluster.folder / "config.yaml").write_text(
+        "external-resources: fpga\nexternal-resource.fpga.amount: 1\n"
+        "external-resource.fpga.driver-factory.class: boards:boards\n"
+        "external-resource.fpga.param.enable-coordination-mode: true\n"
+        f"external-resource.fpga.param.coordination-file: {cluster.folder}/fpgas\n"
+    )
+    fpgas = {"FPGAS": f"{cluster.folder}/fpgas", "PYTHONPATH": str(cluster.folder)}
+    worker = "import os; print(os.environ['FPGA'])"
+    said = cluster.ask("-c", ".", claims=0, worker=worker, PYTHON=PYTHON, **fpgas)
+    assert said == "/dev/fpga0"
+
+
+def test_python_of_a_worker_whose_devices_nobody_can_tell_does_not_start(cluster: Cluster) -> None:
+    said = cluster.ask("-c", ".", claims=0, worker=MASK, PYTHON=PYTHON)
+    assert said.startswith("externalresource-python: the TaskManager (pid ")
+    assert said.count("\n") == 0
+
+
+def test_python_of_a_task_manager_without_resources_is_plain(cluster: Cluster) -> None:
+    (cluster.folder / "config.yaml").write_text("external-resources: none\n")
+    assert cluster.ask("-c", ".", claims=0, worker=MASK, PYTHON=PYTHON) == "None None"
+
+
+def test_outside_a_task_manager_it_is_plain_python() -> None:
+    code = "import os, sys; print(sys.argv, sys.prefix, sys.stdin.read(), sorted(os.environ.items()))"
+    words = ["-c", code, "a b", ""]
+    plain = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True, input="said")
+    assert outside(*words, input="said").stdout == plain.stdout
+    assert outside("-c", "import sys; sys.exit(7)").returncode == 7
+    assert outside("-c", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)").returncode == -signal.SIGTERM
+    assert outside("-m", "pip", "--version").stdout.startswith("pip ")
+    assert outside("--version").stdout == f"Python {sys.version.split()[0]}\n"
+
+
+def test_outside_a_task_manager_nothing_that_costs_is_imported() -> None:
+    code = "import sys; from externalresource import task_manager; task_manager.find(); print(*sys.modules)"
+    loaded = set(subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True).stdout.split())
+    assert {module for module in loaded if module.startswith(b"externalresource")} == {
+        b"externalresource",
+        b"externalresource.task_manager",
+    }

@@ -47,15 +47,44 @@ def python_cluster(
     )
     try:
         cluster.start_job_manager()
+        cluster.two_task_managers()
         yield cluster
     finally:
         cluster.close()
 
 
 def test_operators_are_told_the_devices_of_their_task_manager(python_cluster: Cluster, flink: Path) -> None:
-    pair = python_cluster.two_task_managers()
-    said = python_cluster.submit(JOB, flink.parents[3] / "bin" / "python", python_cluster.configuration)
-    told = sorted(line.split()[1:] for line in said.splitlines() if line.startswith("told "))
-    expected = sorted(f"{task_manager.pid}:{','.join(task_manager.devices)}" for task_manager in pair)
-    assert sorted(f"{pid}:{index}" for index, pid in python_cluster.claims()) == expected
-    assert told == [[one] * 3 for one in expected]  # to a DataStream function, a Table UDF and a pandas UDF
+    said = python_cluster.submit(JOB, python_of(flink), python_cluster.configuration)
+    assert told(said) == [[f"{one}:unset"] * 3 for one in held(python_cluster)]
+
+
+# In thread mode the operators run in the TaskManager itself, and no Python is started.
+@pytest.mark.parametrize("python_cluster", ["process"], indirect=True)
+def test_unmodified_operators_see_the_devices_of_their_task_manager(
+    python_cluster: Cluster, flink: Path, tmp_path: Path
+) -> None:
+    executable = tmp_path / "externalresource-python"  # as it is installed beside PyFlink
+    executable.write_text(
+        (ROOT / "packaging" / executable.name).read_text().replace("python", str(python_of(flink)), 1)
+    )
+    executable.chmod(0o755)
+    said = python_cluster.submit(JOB, executable, python_cluster.configuration)
+    uuid = "GPU-00000000-0000-4000-8000-00000000000"
+    assert told(said) == [[f"{one}:{uuid}{one[-1]}"] * 3 for one in held(python_cluster)]
+
+
+def python_of(flink: Path) -> Path:
+    return flink.parents[3] / "bin" / "python"
+
+
+def told(said: str) -> list[list[str]]:
+    """What a DataStream function, a Table UDF and a pandas UDF were told, in each TaskManager."""
+    return sorted(line.split()[1:] for line in said.splitlines() if line.startswith("told "))
+
+
+def held(cluster: Cluster) -> list[str]:
+    """The pid of each TaskManager and what it holds, by Flink's own word and by the coordination file."""
+    pair = cluster.two_task_managers()
+    found = sorted(f"{task_manager.pid}:{','.join(task_manager.devices)}" for task_manager in pair)
+    assert found == sorted(f"{pid}:{index}" for index, pid in cluster.claims())
+    return found

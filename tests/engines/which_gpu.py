@@ -1,5 +1,6 @@
-"""A PyFlink job: each operator says for which TaskManager it works, and of which GPUs it was told. It runs in Flink."""
+"""A PyFlink job: each operator says for which TaskManager it works, and which GPUs it is told of, and sees."""
 
+import os
 import sys
 import time
 
@@ -16,7 +17,8 @@ def told() -> str:
     from externalresource.flink import find_task_manager, get_external_resource_infos
 
     infos = get_external_resource_infos("gpu")
-    return f"{find_task_manager().pid}:{','.join(sorted(str(info.get_property('index')) for info in infos))}"
+    indices = ",".join(sorted(str(info.get_property("index")) for info in infos))
+    return f"{find_task_manager().pid}:{indices}:{os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}"
 
 
 class OfDataStream(MapFunction):  # type: ignore[misc] # PyFlink carries no types
