@@ -1,5 +1,6 @@
 """The command `externalresource`: arguments in, text and an exit status out."""
 
+import errno
 import json
 import os
 import re
@@ -49,7 +50,9 @@ def main() -> NoReturn:
         status = _complain(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         status = _INTERRUPTED
-    except BrokenPipeError:  # the reader had enough, as in `externalresource status | head -1`
+    except OSError as error:
+        if error.errno != errno.EPIPE:  # the reader had enough, as in `externalresource status | head -1`
+            _complain(f"cannot write the answer: {error.strerror}", _FAILED)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for what the interpreter flushes at its end
         status = _FAILED
     sys.exit(status)

@@ -23,6 +23,7 @@ from externalresource.hookspecs import ExternalResourceInfo, hookimpl
 from externalresource.options import Option
 
 _LONGEST = 86400.0  # seconds
+_FRESH = 1.0  # seconds for which a process that waits believes what it has seen
 _OWN_SHARE = 0.9  # of the time is for the enumeration itself: what it says then comes before our own verdict
 
 #: Makes the variables of a process of those that its devices have, joined by commas.
@@ -175,7 +176,9 @@ class DeviceDriver:
         self._options = options
         self._environment = environment
         path = options.coordination_file or _default_file(device_class)
-        self._grants = Grants(Coordination(path, device_class))
+        self._grants = Grants(Coordination(path, device_class, pause=self._pause))
+        self._now: Mapping[str, Device] = {}
+        self._seen = 0.0
 
     @property
     def coordination_file(self) -> str | None:
@@ -190,9 +193,11 @@ class DeviceDriver:
         if amount < 1:
             raise ConfigurationError(f"the amount must be a positive integer, not {amount}")
         deadline = time.monotonic() + self._options.timeout
-        usable = _usable(self._class, self._enumerated(deadline), amount)
+        devices = self._enumerated(deadline)
         coordinated = self._options.enable_coordination_mode
-        chosen = self._claim(usable, amount, deadline) if coordinated else _apart(usable, (), amount)
+        if not (coordinated and self._options.wait):  # what is not usable now may be so once its owner is gone
+            devices = _usable(self._class, devices, amount)
+        chosen = self._claim(devices, amount, deadline) if coordinated else _apart(devices, (), amount)
         return {DeviceInfo(device) for device in chosen}
 
     def devices(self) -> list[ExternalResourceInfo]:
@@ -225,7 +230,8 @@ class DeviceDriver:
     def keep_over_exec(self) -> None:
         self._grants.keep_over_exec()
 
-    def _claim(self, usable: Sequence[Device], amount: int, deadline: float) -> Sequence[Device]:
+    def _claim(self, devices: Sequence[Device], amount: int, deadline: float) -> Sequence[Device]:
+        self._see(devices)
         until_children_exit = self._options.until_children_exit
         with self._grants.witnessed(until_children_exit=until_children_exit) as witness:
             owner = replace(
@@ -234,10 +240,39 @@ class DeviceDriver:
                 until_children_exit=until_children_exit,
             )
             claimed = self._grants.coordination.claim(
-                usable, amount, owner, choose=_apart, deadline=deadline, wait=self._options.wait
+                devices,
+                amount,
+                owner,
+                choose=self._choose,
+                suits=self._suits,
+                deadline=deadline,
+                wait=self._options.wait,
             )
             self._grants.add(claimed, owner, witness)
         return claimed
+
+    def _choose(self, free: Sequence[Device], claims: Sequence[object], amount: int) -> Sequence[Device]:
+        suitable = [device for device in free if self._suits(device)]
+        if len(suitable) < amount:
+            now = [self._now.get(device.index, device) for device in free]
+            raise NotEnoughDevicesError(
+                f"{amount} wanted, {len(suitable)} of {len(free)} free ones are usable ({_reasons(self._class, now)})"
+            )
+        return _apart(suitable, claims, amount)
+
+    def _suits(self, device: Device) -> bool:
+        now = self._now.get(device.index)
+        return now is not None and now.unusable is None
+
+    def _pause(self, seconds: float, _reason: str) -> None:
+        """Wait, and see what has become of the devices meanwhile."""
+        time.sleep(seconds)
+        if time.monotonic() - self._seen > _FRESH:
+            self._see(self._enumerated(time.monotonic() + self._options.timeout))
+
+    def _see(self, devices: Sequence[Device]) -> None:
+        self._now = {device.index: device for device in devices}
+        self._seen = time.monotonic()
 
     def _enumerated(self, deadline: float) -> list[Device]:
         own = deadline - (1 - _OWN_SHARE) * self._options.timeout
@@ -292,11 +327,14 @@ def _usable(device_class: str, devices: Sequence[Device], amount: int) -> list[D
     if amount > len(devices):
         raise NotEnoughDevicesError(f"{amount} wanted, this host has {len(devices)}")
     if amount > len(usable):
-        reasons = "; ".join(
-            f"{device_class} {device.index}: {device.unusable}" for device in devices if device.unusable
+        raise NotEnoughDevicesError(
+            f"{amount} wanted, only {len(usable)} of {len(devices)} are usable ({_reasons(device_class, devices)})"
         )
-        raise NotEnoughDevicesError(f"{amount} wanted, only {len(usable)} of {len(devices)} are usable ({reasons})")
     return usable
+
+
+def _reasons(device_class: str, devices: Iterable[Device]) -> str:
+    return "; ".join(f"{device_class} {device.index}: {device.unusable}" for device in devices if device.unusable)
 
 
 def _apart(free: Sequence[Device], _claims: Sequence[object], amount: int) -> Sequence[Device]:

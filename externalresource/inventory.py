@@ -36,7 +36,8 @@ def line(
     found = _holding(info, held)
     holder = "pid {pid} {program}".format_map(row(found)) if found else None
     health = reason or (f"ok, but {used}" if used and not found else "ok")
-    return {**shown, "health": health, "held by": holder, **({"uuid": uuid} if uuid else {})}
+    index, *others = shown.items()  # what a narrow terminal has no room for is left out from the right
+    return dict([index, ("health", health), ("held by", holder), *others, *([("uuid", uuid)] if uuid else [])])
 
 
 def matrix(infos: Collection[ExternalResourceInfo]) -> list[dict[str, object]]:

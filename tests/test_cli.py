@@ -37,7 +37,7 @@ def test_discover_shows_a_table_with_a_row_for_each_device(environment: dict[str
     done = call(environment, "discover")
     heading, *rows = done.stdout.splitlines()
     assert done.returncode == 0
-    assert re.split(r"\s{2,}", heading) == ["INDEX", "NAME", "MEMORY MIB", "MIG", "NUMA", "HEALTH", "HELD BY", "UUID"]
+    assert re.split(r"\s{2,}", heading) == ["INDEX", "HEALTH", "HELD BY", "NAME", "MEMORY MIB", "MIG", "NUMA", "UUID"]
     assert [row.split()[0] for row in rows] == ["0", "1"]
     assert {row.index("NVIDIA") for row in rows} == {heading.index("NAME")}
 
@@ -74,6 +74,12 @@ def test_discover_draws_the_topology(environment: dict[str, str]) -> None:
     heading, first, *_ = matrix.splitlines()
     assert heading.split() == list("01234567")
     assert first.split() == ["0", "X", "NV1", "NV1", "NV2", "NV2", "SYS", "SYS", "SYS"]
+
+
+def test_answer_that_cannot_be_written_is_one_line(environment: dict[str, str]) -> None:
+    command = f"'{COMMAND}' discover > /dev/full"
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "externalresource: cannot write the answer: No space left on device\n")
 
 
 @pytest.mark.parametrize("machine", ["dgx-1", "in-use"])

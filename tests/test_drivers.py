@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +195,49 @@ def test_device_that_is_held_is_waited_for(ledger: str) -> None:
     holder.retrieve_resource_info(1)
     threading.Timer(0.2, holder.close).start()
     assert indices(of(boards(1), ledger, wait="60").retrieve_resource_info(1)) == ["0"]
+
+
+def test_device_that_its_owner_makes_unusable_is_waited_for(ledger: str) -> None:
+    mounted = [True]
+
+    def disks() -> list[Device]:
+        return [Device("0", unusable="it is mounted" if mounted else None)]
+
+    holder = of(boards(1), ledger)
+    holder.retrieve_resource_info(1)
+
+    def unmount_and_give_back() -> None:
+        mounted.clear()
+        holder.close()
+
+    threading.Timer(0.3, unmount_and_give_back).start()
+    assert indices(of(disks, ledger, wait="60").retrieve_resource_info(1)) == ["0"]
+
+
+def test_device_that_breaks_while_it_is_waited_for_is_not_handed_out(ledger: str) -> None:
+    broken: list[str] = []
+
+    def disks() -> list[Device]:
+        return [Device(index, unusable="it broke" if index in broken else None) for index in ("0", "1")]
+
+    holder = of(disks, ledger)
+    holder.retrieve_resource_info(2)
+
+    def break_and_give_back() -> None:
+        broken.append("0")
+        time.sleep(2)  # until whoever waits has seen it
+        holder.close()
+
+    threading.Timer(0, break_and_give_back).start()
+    assert indices(of(disks, ledger, wait="60").retrieve_resource_info(1)) == ["1"]
+
+
+def test_device_that_stays_unusable_is_refused_with_the_reason_once_the_time_is_over(ledger: str) -> None:
+    made = of([Device("0", unusable="it is mounted")], ledger, wait="0.2")
+    assert message(NotEnoughDevicesError, lambda: made.retrieve_resource_info(1)) == (
+        "1 wanted, 0 of 1 free ones are usable (fpga 0: it is mounted); waited 0.2 s for them"
+    )
+    assert message(NotEnoughDevicesError, lambda: made.retrieve_resource_info(2)) == "2 wanted, this host has 1"
 
 
 # ---- what is not handed out -----------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Which of the devices may be handed out to whom asks, and why the others may not. Pure."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ class Wanted:
     mig: str = INSTANCES
     #: MiB.
     min_memory: int | None = None
-    #: A part of the device's name, in capitals or not.
+    #: Words of the device's name, in capitals or not: `a100`, `H100 80GB`.
     name: str | None = None
     #: CUDA_VISIBLE_DEVICES; None if there is none, or if it does not count.
     mask: str | None = None
@@ -97,7 +98,8 @@ def _not_by_memory(device: Device, least: int | None) -> str | None:
 
 
 def _not_by_name(device: Device, part: str | None) -> str | None:
-    if part is None or part.casefold() in (device.name or "").casefold():
+    # Whole words: A10 is no A100.
+    if part is None or re.search(rf"(?<!\w){re.escape(part)}(?!\w)", device.name or "", re.IGNORECASE):
         return None
     return f"its name is {device.name or 'unknown'}, and {part!r} is wanted"
 

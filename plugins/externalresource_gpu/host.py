@@ -38,7 +38,7 @@ class Question:
     def host(self, deadline: float) -> "Host":
         """Return what the driver answers. DiscoveryError, if it does not before `deadline`."""
         gpus = self._devices(deadline)
-        return Host(self._options, self._backend.name, gpus, self._backend.links(deadline))
+        return Host(self._options, self._backend.name, gpus, self._links(deadline))
 
     def look_again(self, host: "Host", deadline: float) -> None:
         """See what is usable and in use by now, if that matters and is not known; links stay as they are."""
@@ -46,6 +46,16 @@ class Question:
             self._check_stuck()
             self._backend = self._create(topology=False)
             host.look(self._devices(min(deadline, time.monotonic() + self._options.timeout)))
+
+    def _links(self, deadline: float) -> "Links":
+        """Return how the GPUs are connected; nothing, if that takes too long while the GPUs themselves are known."""
+        from externalresource.errors import DiscoveryError
+
+        now = time.monotonic()
+        try:
+            return self._backend.links(now + (deadline - now) / 2)
+        except DiscoveryError:
+            return {}
 
     def _create(self, *, topology: bool) -> "backends.Backend":
         return backends.create(

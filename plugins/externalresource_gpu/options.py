@@ -27,7 +27,7 @@ VALUED = {
     "format": ("NAME", f"{'|'.join(FORMATS)} (default: flink, indices joined by commas)"),
     "mig": ("WHAT", "instances (default: those of a GPU with MIG, else the GPU), gpus, or a profile: 1g.10gb"),
     "min-memory": ("MIB", "only devices with that much memory in all"),
-    "name": ("TEXT", "only devices with this in their name: A100"),
+    "name": ("TEXT", "only devices with these words in their name: A100"),
     "policy": ("NAME", f"which of the free ones: {'|'.join(POLICIES)} (default: connected, for one first)"),
     "foreign-use": ("WHAT", f"{'|'.join(FOREIGN_USE)} what is in use though nobody claimed it (default: ignore)"),
     "owner-pid": ("PID", "the process that is to own the devices (default: the one that started this script)"),

@@ -161,7 +161,14 @@ def test_memory_filter_takes_what_has_as_much_and_leaves_out_what_is_unknown() -
     assert usable(MIXED, Wanted(min_memory=10000)) == ["0", "1:2"]
 
 
-def test_name_filter_takes_any_part_of_the_name_in_any_case() -> None:
+def test_name_filter_takes_whole_words() -> None:
+    host = [gpu(0, name="NVIDIA A10"), gpu(1, name="NVIDIA A100-SXM4-40GB"), gpu(2, name="NVIDIA H100 80GB HBM3")]
+    assert [usable(host, Wanted(name=name)) for name in ("A10", "A100", "h100 80gb")] == [["0"], ["1"], ["2"]]
+    assert usable(host, Wanted(name="NVIDIA A100-SXM4-40GB")) == ["1"]
+    assert "0 of 3 are usable" in refusal(host, Wanted(name="A1"), 1)
+
+
+def test_name_filter_takes_any_case() -> None:
     host = [gpu(0, name="Tesla T4"), gpu(1), gpu(2, name=None)]
     assert usable(host, Wanted(name="a100")) == ["1"]
     assert reasons(host, Wanted(name="a100")) == {

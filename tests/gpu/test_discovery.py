@@ -568,6 +568,11 @@ def test_signal_while_nvidia_smi_runs_ends_the_script_with_nothing(host: Host, n
     assert not host.ledger.exists()
 
 
+def test_topology_that_hangs_does_not_keep_gpus_that_are_known_from_whoever_asks(host: Host) -> None:
+    host.nvidia_smi("case $1 in topo) exec sleep 60;; esac")
+    assert host.ask("2", "--backend=nvidia-smi", "--timeout=2").devices == "0,1"
+
+
 def test_interrupt_that_comes_in_a_callback_is_not_dropped(host: Host) -> None:
     code = """
 import signal, weakref

@@ -18,6 +18,8 @@ from externalresource_gpu.topology import Links
 SILENT = Path(__file__).parents[1] / "silent_file_system.py"
 SCRIPT = [sys.executable, "-P", "-m", "externalresource_gpu.discovery", "1", "--backend=nvidia-smi"]
 
+HERE = os.stat("/proc/self/ns/pid").st_ino
+
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse, to hang in the kernel"
 )
@@ -134,11 +136,10 @@ def test_auto_does_not_ask_nvidia_smi_what_nvml_hung_at() -> None:
 # ---- what is written down is believed only as far as the kernel confirms it -----------------------
 
 
-@pytest.mark.parametrize(
-    "text", ["", "none\n", "-1\n", "0\n", f"{os.getpid()}\n", "1\n", "4194304\n", "9" * 5000, "\0"]
-)
-def test_what_names_no_killed_process_is_no_verdict(text: str, tmp_path: Path) -> None:
-    (tmp_path / "gpus.stuck").write_text(text)
+@pytest.mark.parametrize("text", ["", "none", "-1", "0", f"{os.getpid()}", "1", "4194304", "9" * 5000, "\0"])
+@pytest.mark.parametrize("namespace", ["", " x", f" {HERE}", f" {HERE} 1"])
+def test_what_names_no_killed_process_is_no_verdict(text: str, namespace: str, tmp_path: Path) -> None:
+    (tmp_path / "gpus.stuck").write_text(f"{text}{namespace}\n")
     stuck.check(str(tmp_path / "gpus"))
 
 
@@ -155,16 +156,24 @@ def test_planted_link_is_neither_written_through_nor_read(tmp_path: Path, driver
     driver.ask("--timeout=1")
     [caller] = driver.callers()
     victim, link = tmp_path / "victim", tmp_path / "other.stuck"
-    victim.write_text(f"{caller}\n")
+    victim.write_text(f"{caller} {HERE}\n")
     link.symlink_to(victim)
     stuck.check(str(tmp_path / "other"))
     link.unlink(missing_ok=True)
     link.symlink_to(victim)
     stuck.remember(str(tmp_path / "other"), caller)
-    assert victim.read_text() == f"{caller}\n"
+    assert victim.read_text() == f"{caller} {HERE}\n"
     assert not link.is_symlink()
     with pytest.raises(DriverStuckError):
         stuck.check(str(tmp_path / "other"))
+
+
+def test_verdict_of_another_container_is_neither_believed_nor_forgotten(tmp_path: Path, driver: Driver) -> None:
+    driver.ask("--timeout=1")
+    [caller] = driver.callers()
+    (tmp_path / "other.stuck").write_text(f"{caller} {HERE + 1}\n")
+    stuck.check(str(tmp_path / "other"))
+    assert (tmp_path / "other.stuck").exists()
 
 
 def test_place_that_cannot_be_written_remembers_nothing(tmp_path: Path) -> None:

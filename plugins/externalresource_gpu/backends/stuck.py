@@ -27,14 +27,17 @@ def remember(coordination_file: str, pid: int) -> None:
     with contextlib.suppress(OSError):
         _remove(path)
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "w") as file:
-            file.write(f"{pid}\n")
+            file.write(f"{pid} {_pid_namespace()}\n")
 
 
 def check(coordination_file: str) -> None:
-    """Raise DriverStuckError if the process that was written down is still not gone."""
+    """Raise DriverStuckError if the process that was written down is still not gone.
+
+    One of another container means nothing here: it is neither believed nor forgotten.
+    """
     path = _path(coordination_file)
-    pid = _remembered(path)
-    if pid is None:
+    pid, namespace = _remembered(path)
+    if pid is None or namespace != _pid_namespace():
         return
     if not _is_killed_and_there(pid):
         _remove(path)
@@ -50,12 +53,21 @@ def _path(coordination_file: str) -> str:
     return f"{coordination_file}.stuck"
 
 
-def _remembered(path: str) -> int | None:
+def _remembered(path: str) -> tuple[int, int] | tuple[None, None]:
+    """Return the process and its pid namespace."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            return int(file.read(20))
+            pid, namespace = file.read(40).split()
+            return int(pid), int(namespace)
     except (OSError, ValueError):
-        return None
+        return None, None
+
+
+def _pid_namespace() -> int:
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # no /proc: then no process can be looked at either
+        return 0
 
 
 def _is_killed_and_there(pid: int) -> bool:
