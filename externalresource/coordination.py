@@ -57,9 +57,9 @@ class Holding(NamedTuple):  # records that the discovery script needs at each st
 
 
 def first(free: Sequence[D], claims: Sequence[Claim], amount: int) -> Sequence[D]:
-    """Return the first `amount` of the free devices."""
+    """Return the first `amount` of the free devices, none a slice of another; NotEnoughDevicesError if too few are."""
     del claims
-    return free[:amount]
+    return matching.apart(free, amount)
 
 
 def in_container() -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from externalresource import options as option_parser
-from externalresource.coordination import Coordination, Holding, Owner, identify
+from externalresource.coordination import Claim, Coordination, Holding, Owner, first, identify
 from externalresource.errors import (
     ConfigurationError,
     DiscoveryError,
@@ -197,7 +197,7 @@ class DeviceDriver:
         coordinated = self._options.enable_coordination_mode
         if not (coordinated and self._options.wait):  # what is not usable now may be so once its owner is gone
             devices = _usable(self._class, devices, amount)
-        chosen = self._claim(devices, amount, deadline) if coordinated else _apart(devices, (), amount)
+        chosen = self._claim(devices, amount, deadline) if coordinated else first(devices, (), amount)
         return {DeviceInfo(device) for device in chosen}
 
     def devices(self) -> list[ExternalResourceInfo]:
@@ -251,14 +251,14 @@ class DeviceDriver:
             self._grants.add(claimed, owner, witness)
         return claimed
 
-    def _choose(self, free: Sequence[Device], claims: Sequence[object], amount: int) -> Sequence[Device]:
+    def _choose(self, free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
         suitable = [device for device in free if self._suits(device)]
         if len(suitable) < amount:
             now = [self._now.get(device.index, device) for device in free]
             raise NotEnoughDevicesError(
                 f"{amount} wanted, {len(suitable)} of {len(free)} free ones are usable ({_reasons(self._class, now)})"
             )
-        return _apart(suitable, claims, amount)
+        return first(suitable, claims, amount)
 
     def _suits(self, device: Device) -> bool:
         now = self._now.get(device.index)
@@ -335,30 +335,6 @@ def _usable(device_class: str, devices: Sequence[Device], amount: int) -> list[D
 
 def _reasons(device_class: str, devices: Iterable[Device]) -> str:
     return "; ".join(f"{device_class} {device.index}: {device.unusable}" for device in devices if device.unusable)
-
-
-def _apart(free: Sequence[Device], _claims: Sequence[object], amount: int) -> Sequence[Device]:
-    """Return the first devices of which none is a slice of another; NotEnoughDevicesError if those are too few."""
-    parts = [device for device in free if device.parent_uuid or device.parent_token]
-    if not parts:
-        return free[:amount]
-    last = {id(device) for device in free if any(_is_slice(part, device) for part in parts)}  # its slices may be more
-    chosen: list[Device] = []
-    for order in (free, sorted(free, key=lambda device: id(device) in last)):
-        chosen = []
-        for device in order:
-            if not any(_is_slice(device, other) or _is_slice(other, device) for other in chosen):
-                chosen.append(device)
-                if len(chosen) == amount:
-                    return chosen
-    raise NotEnoughDevicesError(f"{amount} wanted, {len(chosen)} to be had: a device and its slices exclude each other")
-
-
-def _is_slice(part: Device, device: Device) -> bool:
-    if part.parent_uuid and device.uuid:
-        return part.parent_uuid == device.uuid
-    parents = {part.parent_uuid, part.parent_token} - {None}
-    return not parents.isdisjoint((device.uuid, device.index))
 
 
 def _order(info: ExternalResourceInfo) -> tuple[int, str]:

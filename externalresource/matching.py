@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Protocol, TypeVar
 
-from externalresource.errors import CoordinationError
+from externalresource.errors import CoordinationError, NotEnoughDevicesError
 from externalresource.ledger import Claim
 
 
@@ -56,6 +56,23 @@ def same(claim: Claim, device: Claimable) -> bool:
     return claim.uuid == device.uuid if claim.uuid and device.uuid else claim.token == device.token
 
 
+def apart(devices: Sequence[D], amount: int) -> Sequence[D]:
+    """Return the first `amount` of which none is a slice of another; NotEnoughDevicesError if there are fewer."""
+    parts = [device for device in devices if device.parent_uuid or device.parent_token]
+    if not parts:
+        return devices[:amount]
+    sliced = {id(device) for device in devices if any(_is_slice(part, device) for part in parts)}
+    chosen: list[D] = []
+    for order in (devices, sorted(devices, key=lambda device: id(device) in sliced)):  # its slices may be more
+        chosen = []
+        for device in order:
+            if not any(_is_slice(device, other) or _is_slice(other, device) for other in chosen):
+                chosen.append(device)
+                if len(chosen) == amount:
+                    return chosen
+    raise NotEnoughDevicesError(f"{amount} wanted, {len(chosen)} to be had: a device and its slices exclude each other")
+
+
 def check_choice(chosen: Sequence[Claimable], offered: Sequence[Claimable], amount: int) -> None:
     """Raise CoordinationError unless a choice, which may be a stranger's, gives no device twice."""
     strange = {id(device) for device in chosen} - {id(device) for device in offered}
@@ -66,6 +83,13 @@ def check_choice(chosen: Sequence[Claimable], offered: Sequence[Claimable], amou
             f"nothing is granted: the driver must choose {amount} different ones of the free devices, none of them a "
             f"slice of another, not {', '.join(device.token for device in chosen) or 'none'}"
         )
+
+
+def _is_slice(part: Claimable, device: Claimable) -> bool:
+    if part.parent_uuid and device.uuid:
+        return part.parent_uuid == device.uuid
+    parents = {part.parent_uuid, part.parent_token} - {None}
+    return not parents.isdisjoint((device.uuid, device.token))
 
 
 def _names(named: Claimable) -> set[str]:

@@ -351,6 +351,17 @@ def test_choice_of_what_another_one_holds_is_refused(path: str) -> None:
     assert len(ask.held()) == 1
 
 
+def test_first_devices_are_never_a_device_and_its_slice(path: str) -> None:
+    whole, other = gpus(2)
+    part, second = of("0", "a"), of("0", "b")
+    assert tokens(Coordination(path, "gpu").claim([whole, part, other], 2, me())) == ["0", "1"]
+    Path(path).write_text("")
+    assert tokens(Coordination(path, "gpu").claim([whole, part, second], 2, me())) == [part.token, second.token]
+    Path(path).write_text("")
+    message = error_of(NotEnoughDevicesError, lambda: Coordination(path, "gpu").claim([whole, part], 2, me()))
+    assert message == "2 wanted, 1 to be had: a device and its slices exclude each other"
+
+
 def only_the_first(free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
     if free[0].token != "0":
         raise NotEnoughDevicesError("only the first will do")
