@@ -325,7 +325,8 @@ def test_owner_that_ends_while_its_script_runs_is_granted_nothing(folder: Folder
         owner.tell("end", asking)
         file.write("gpus: [{}]")
     wait_until(lambda: guards(owner) == [])
-    assert "has ended: nothing is granted" in (folder.path / "log").read_text()
+    log = (folder.path / "log").read_text()  # it may have looked at its owner before that ended, or only after
+    assert "has ended: nothing is granted" in log or "there is no such living process here" in log
     assert folder.status() == []
     assert folder.witnesses() == []
 
