@@ -18,10 +18,15 @@ from .wrong_drivers import CAUGHT_BY
 pytestmark = pytest.mark.timeout(900)  # the first that needs it waits for a thousand tests of the wrong drivers
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+SHARES = 4
 WIDGETS = """
+import os
+
 import pytest
 import wrong_drivers
 from externalresource.testing import DriverConformance
+
+first, shares = map(int, os.environ["SHARE"].split("/"))
 
 
 class Widgets(DriverConformance):
@@ -43,15 +48,17 @@ class Widgets(DriverConformance):
         return {"hangs": "true"} if self.factory.endswith(("right", "TakesItsTime")) else None
 
 
-for name in ["right", *wrong_drivers.CAUGHT_BY]:
+for name in ["right", *wrong_drivers.CAUGHT_BY][first::shares]:
     patience = 8.0 if name == "TakesItsTime" else 60.0
     values = {"factory": f"wrong_drivers:{name}", "patience": patience}
     globals()[f"Test_{name}"] = type(f"Test_{name}", (Widgets,), values)
 
 
-class Test_bare(DriverConformance):
-    factory = "wrong_drivers:bare"
-    machine = Widgets.machine
+if first == 0:
+
+    class Test_bare(DriverConformance):
+        factory = "wrong_drivers:bare"
+        machine = Widgets.machine
 """
 
 
@@ -74,19 +81,25 @@ class TestGPU(DriverConformance):
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return what pytest says of the widgets' drivers."""
+    """Return what pytest says of the widgets' drivers, of a share of them each: mostly they wait."""
     folder = tmp_path_factory.mktemp("widgets")
     (folder / "test_widgets.py").write_text(WIDGETS)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short", "test_widgets.py"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "COLUMNS": "300"},
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    assert re.search(r" \d+ failed, \d+ passed", done.stdout), done.stdout[-3000:]
-    return done.stdout
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short", "test_widgets.py"]
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "COLUMNS": "300"}
+    running = [
+        subprocess.Popen(
+            [*command, f"--basetemp={folder / str(share)}"],
+            cwd=folder,
+            env=variables | {"SHARE": f"{share}/{SHARES}"},
+            text=True,
+            stdout=subprocess.PIPE,
+        )
+        for share in range(SHARES)
+    ]
+    found = [process.communicate()[0] for process in running]
+    for output in found:
+        assert re.search(r" \d+ failed, \d+ passed", output), output[-3000:]
+    return "".join(found)
 
 
 def ended(said: str, driver: str, how: str) -> set[str]:
