@@ -5,41 +5,17 @@ in the coordination file. In thread mode the operator runs inside the TaskManage
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 from externalresource import configuration, task_manager
 from externalresource.configuration import ResourceConfig
-from externalresource.coordination import Holding, identify
+from externalresource.coordination import Claim, identify
+from externalresource.drivers import Device, DeviceInfo
 from externalresource.errors import ConfigurationError, DiscoveryError, PluginError, did_you_mean
 from externalresource.hookspecs import ExternalResourceDriver, ExternalResourceInfo
 from externalresource.plugins import create_driver
 from externalresource.task_manager import TaskManager
-
-
-class HeldInfo:
-    """A device that the TaskManager holds, as far as the coordination file tells."""
-
-    __slots__ = ("_properties",)
-
-    def __init__(self, holding: Holding) -> None:
-        known = {"index": holding.claim.token, "uuid": holding.claim.uuid, "parent.uuid": holding.claim.parent_uuid}
-        self._properties = {key: value for key, value in known.items() if value is not None}
-
-    def get_property(self, key: str) -> str | None:
-        return self._properties.get(key)
-
-    def get_keys(self) -> Collection[str]:
-        return tuple(self._properties)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, HeldInfo) and self._properties == other._properties
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._properties.items()))
-
-    def __repr__(self) -> str:
-        return f"HeldInfo({self._properties})"
 
 
 def get_external_resource_infos(name: str) -> AbstractSet[ExternalResourceInfo]:
@@ -114,6 +90,11 @@ def _variables(
     return variables
 
 
+def _info(claim: Claim) -> DeviceInfo:
+    """Return a device as far as the coordination file tells."""
+    return DeviceInfo(Device(claim.token, claim.uuid, {"parent.uuid": claim.parent_uuid} if claim.parent_uuid else {}))
+
+
 def _name(info: ExternalResourceInfo) -> str | None:
     return info.get_property("uuid") or info.get_property("index")
 
@@ -124,7 +105,7 @@ def _held(
     held = getattr(driver, "held", None)
     if held is None:
         raise PluginError(f"the driver of {resource.name!r} cannot tell what the TaskManager holds: it has no held()")
-    infos = frozenset(HeldInfo(holding) for holding in held(identify(found.pid)))
+    infos = frozenset(_info(holding.claim) for holding in held(identify(found.pid)))
     if len(infos) != resource.amount:
         raise DiscoveryError(
             f"the TaskManager (pid {found.pid}) holds {len(infos)} devices of {resource.name!r} in {path}, not "
