@@ -170,8 +170,7 @@ def run(command: Sequence[str], /, resources: Sequence[str], **given: Any) -> No
     except ExternalResourceError as error:
         raise _RunFailed(str(error)) from None
     with context:  # left by an error only: then the devices are given back
-        context.keep_over_exec()
-        environment = os.environ | context.environment()
+        environment = os.environ | context.environment() | context.keep_over_exec()
         try:
             os.execvpe(command[0], list(command), environment)  # noqa: S606 - to become the command is the point
         except FileNotFoundError:

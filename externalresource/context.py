@@ -10,6 +10,7 @@ from typing import Self
 
 from externalresource import configuration
 from externalresource.configuration import ResourceConfig
+from externalresource.coordination import run_variable
 from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError, did_you_mean
 from externalresource.hookspecs import ExternalResourceDriver, ExternalResourceInfo
 from externalresource.plugins import create_driver
@@ -77,10 +78,14 @@ class RuntimeContext:
             for driver in drivers.values():
                 closing.callback(getattr(driver, "close", _nothing))
 
-    def keep_over_exec(self) -> None:
-        """Let the devices outlast an exec of this process, which then is another program and still their owner."""
-        for driver in self._drivers.values():
-            getattr(driver, "keep_over_exec", _nothing)()
+    def keep_over_exec(self) -> dict[str, str]:
+        """Let the devices outlast an exec of this process, which then is another program and still their owner.
+
+        Return the variable by which a process inside of that program knows that it may take shares of them.
+        """
+        kept = [getattr(driver, "keep_over_exec", _nothing)() for driver in self._drivers.values()]
+        grants = [grant for each in kept for grant in each or ()]
+        return run_variable(grants) if grants else {}
 
     def __enter__(self) -> Self:
         return self

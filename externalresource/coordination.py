@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Generic, NamedTuple
 
-from externalresource import ledger, matching, waiting, witness
+from externalresource import holders, ledger, matching, waiting, witness
 from externalresource import owner as processes
 from externalresource.errors import ConfigurationError, CoordinationError, NotEnoughDevicesError
+from externalresource.holders import Runs, run_variable, runs_around
 from externalresource.ledger import Claim
 from externalresource.lock import locked
 from externalresource.matching import Claimable, D
@@ -28,13 +29,17 @@ __all__ = [
     "Coordination",
     "Holding",
     "Owner",
+    "Runs",
     "Witness",
     "first",
     "identify",
     "in_container",
     "is_here",
     "lives",
+    "new_grant",
     "pid_here",
+    "run_variable",
+    "runs_around",
 ]
 
 DEFAULT_TIMEOUT = 9.0  # seconds: Flink's 10 for a discovery script, less its start
@@ -46,20 +51,28 @@ Choose = Callable[[Sequence[D], Sequence[Claim], int], Sequence[D]]
 
 
 class Holding(NamedTuple):  # records that the discovery script needs at each start: a dataclass costs 0.4 ms more
-    """A claim as `status` shows it."""
+    """What one process holds, as `status` shows it."""
 
     claim: Claim
+    #: The claim's owner, or who has a share of it.
     owner: Owner
     #: UTC, as in 2026-11-20T18:23:54Z; None for a line of Flink's script.
     since: str | None
     #: False only if the owner provably is no more.
     living: bool
+    #: Of whose devices this is a share; None for the claim's owner.
+    share_of: Owner | None = None
 
 
 def first(free: Sequence[D], claims: Sequence[Claim], amount: int) -> Sequence[D]:
     """Return the first `amount` of the free devices, none a slice of another; NotEnoughDevicesError if too few are."""
     del claims
     return matching.apart(free, amount)
+
+
+def new_grant() -> str:
+    """Return a name that is never used again, for what an owner is granted at one time."""
+    return os.urandom(8).hex()
 
 
 def in_container() -> bool:
@@ -85,7 +98,8 @@ def lives(owner: Owner) -> bool:
 class Coordination:
     """The devices of one class on this host, as the processes that share one coordination file divide them.
 
-    `pause` is called with seconds and a reason between two looks of a process that waits for devices.
+    `pause` is called with seconds and a reason between two looks of a process that waits for devices. Within one of the
+    `runs`, the innermost that lives and has devices here, who claims gets a share of that one's.
     """
 
     def __init__(
@@ -95,11 +109,13 @@ class Coordination:
         *,
         gone: Callable[[Owner, Observer], bool] = processes.gone,
         pause: Callable[[float, str], None] = lambda seconds, _reason: time.sleep(seconds),
+        runs: Runs = (),
     ) -> None:
         self.path = path
         self._class = device_class
         self._gone = gone
         self._pause = pause
+        self._runs = runs
         self._witnesses: dict[str, Witness] = {}
         self._known: tuple[str, Sequence[Claim]] = "", ()  # the file as last seen: mostly nobody has changed it since
 
@@ -120,16 +136,20 @@ class Coordination:
         `deadline` (of `time.monotonic`) bounds the wait for it.
         With `wait` (seconds) devices that others hold are queued for, first come, first served; of them those that
         `suits` (which `choose` would not refuse at the moment) are kept meanwhile.
+        Inside of a run that lives and has devices here the owner gets a share of these.
         Raises NotEnoughDevicesError, which says who holds them; CoordinationError if the file cannot be used.
         """
         if amount < 1:
             raise ConfigurationError(f"the amount must be a positive integer, not {amount}")
         if amount > len(devices):
             raise NotEnoughDevicesError(f"{amount} wanted, this host has {len(devices)}")
+        owner = owner if owner.grant else replace(owner, grant=new_grant())
         request = _Request(devices, amount, owner, choose, suits)
         end = time.monotonic() + wait
         try:
             return self._claim_now(request, deadline, None)
+        except _NeverEnoughError:
+            raise
         except NotEnoughDevicesError:
             if wait <= 0:
                 raise
@@ -143,27 +163,29 @@ class Coordination:
         """Give back those of the devices that this owner holds; return how many those were."""
         given_back = list(devices)
 
-        def is_given_back(claim: Claim) -> bool:
-            named = any(matching.same(claim, device) for device in given_back)
-            return named and _owner(claim, here).same_process(owner)
+        def is_his(holder: Owner) -> bool:
+            return holder.same_process(owner) and owner.grant in (None, holder.grant)
 
         with self._locked(deadline):
             claims, here = self._read(), processes.observer()
-            kept = [claim for claim in claims if claim.pid != owner.pid or not is_given_back(claim)]
-            self._write(claims, kept)
-        return len(claims) - len(kept)
+            named = [claim for claim in claims if any(matching.same(claim, device) for device in given_back)]
+            stay = {id(claim): [not is_his(holder) for holder in holders.of(claim, here)] for claim in named}
+            self._write(claims, holders.narrowed(claims, lambda claim: stay.get(id(claim))))
+        return sum(not all(each) for each in stay.values())
 
     def drop(self, which: Callable[[Holding], bool], *, deadline: float | None = None) -> list[Holding]:
-        """Strike out the claims for which `which` answers True, and return them."""
+        """Strike out the claims, and shares of claims, for which `which` answers True, and return them."""
         with self._locked(deadline):
             claims = self._read()
-            decided = [(holding, which(holding)) for holding in self._holdings(claims)]
-            self._write(claims, [holding.claim for holding, dropped in decided if not dropped])
-        return [holding for holding, dropped in decided if dropped]
+            decided = {id(claim): [(each, which(each)) for each in held] for claim, held in self._held(claims)}
+            self._write(
+                claims, holders.narrowed(claims, lambda claim: [not dropped for _, dropped in decided[id(claim)]])
+            )
+        return [holding for each in decided.values() for holding, dropped in each if dropped]
 
     def held(self, owner: Owner | None = None) -> list[Holding]:
         """Return who holds what, or what one owner holds. Needs no lock: the file is only ever replaced whole."""
-        holdings = self._holdings(self._read())
+        holdings = [holding for _, held in self._held(self._read()) for holding in held]
         return [holding for holding in holdings if owner is None or holding.owner.same_process(owner)]
 
     @contextlib.contextmanager
@@ -227,22 +249,46 @@ class Coordination:
         """Claim what is free and not kept for those who came before, or have a place in the queue under `turn`."""
         with self._locked(deadline):
             claimed = self._read()
+            request = self._within(request, claimed)
             queue = waiting.read(self.path)
             before, behind = waiting.around(queue, turn)
             try:
                 claims, chosen = self._chosen(request, claimed, before)
             except NotEnoughDevicesError:
                 if turn is not None:
-                    place = waiting.place(
-                        turn, request.amount, [device for device in request.devices if request.suits(device)]
-                    )
+                    suitable = [device for device in request.devices if request.suits(device)]
+                    place = waiting.place(turn, request.amount, suitable, request.line)
                     self._write_queue(queue, [*before, place, *behind])
                 raise
             with self._witnessed(request.owner) as owner:
-                new = [self._new_claim(device, owner) for device in chosen]
                 self._write_queue(queue, [*before, *behind])  # before the claim, which stands once it is written
-                self._write(claimed, ledger.append(claims, new))
+                self._write(claimed, self._granted(request, claims, chosen, owner))
         return chosen
+
+    def _within(self, request: "_Request[D]", claims: Sequence[Claim]) -> "_Request[D]":
+        """Return the request bounded by the devices of the run that it is made in, if that has any here."""
+        here = processes.observer()
+        for grants in reversed(self._runs):
+            held = [(claim, each) for claim in claims for each in holders.of(claim, here) if each.grant in grants]
+            living = [(claim, each) for claim, each in held if not self._dead(each, here)]
+            if living:
+                mine = [each for each in request.devices if any(matching.same(claim, each) for claim, _ in living)]
+                bounded = request._replace(devices=mine, within=grants, whole=_whole(living[0][1], len(mine)))
+                if request.amount > len(mine):
+                    raise _NeverEnoughError(f"{request.amount} wanted of {bounded.whole.rstrip(',')}")
+                return bounded
+        return request
+
+    def _granted(
+        self, request: "_Request[D]", claims: Sequence[Claim], chosen: Sequence[D], owner: Owner
+    ) -> Sequence[Claim]:
+        """Return the claims with what was chosen among them."""
+        if not request.within:
+            return ledger.append(claims, [self._new_claim(device, owner) for device in chosen])
+        return [
+            holders.shared(claim, owner) if any(matching.same(claim, device) for device in chosen) else claim
+            for claim in claims
+        ]
 
     def _write_queue(self, before: Sequence[Place], after: Sequence[Place]) -> None:
         if before != after:
@@ -255,7 +301,8 @@ class Coordination:
         try:
             return before, _choice(request, before, ahead)
         except NotEnoughDevicesError:  # only now: with 1,023 owners a look at each costs twenty times the rest
-            claims = [holding.claim for holding in self._holdings(before) if holding.living]
+            living = {id(claim): [holding.living for holding in held] for claim, held in self._held(before)}
+            claims = holders.narrowed(before, lambda claim: living[id(claim)])
         try:
             return claims, _choice(request, claims, ahead)
         except _TooFewError as error:
@@ -284,21 +331,27 @@ class Coordination:
         if len(before) == len(after) and list(before) == list(after):
             return
         self._known = ledger.write(self.path, after), after
-        for name in _witnesses(before) - _witnesses(after):
+        for name in holders.witnesses(before) - holders.witnesses(after):
             if name in self._witnesses:
                 self._witnesses.pop(name).close()
             else:
                 witness.remove(self.path, name)
-        if _witnesses(before) or _witnesses(after):
-            witness.sweep(self.path, _witnesses(after))
+        if holders.witnesses(before) or holders.witnesses(after):
+            witness.sweep(self.path, holders.witnesses(after))
 
-    def _holdings(self, claims: Sequence[Claim]) -> list[Holding]:
+    def _held(self, claims: Sequence[Claim]) -> list[tuple[Claim, list[Holding]]]:
         here = processes.observer()
-        owners = [_owner(claim, here) for claim in claims]
-        dead = {owner for owner in set(owners) if self._dead(owner, here)}
+        chains = [holders.of(claim, here) for claim in claims]
+        dead = {owner for owner in {owner for chain in chains for owner in chain} if self._dead(owner, here)}
         return [
-            Holding(claim, owner, claim.details.get("since"), living=owner not in dead)
-            for claim, owner in zip(claims, owners, strict=True)
+            (
+                claim,
+                [
+                    Holding(claim, owner, since, living=owner not in dead, share_of=outer)
+                    for owner, since, outer in zip(chain, holders.since(claim), [None, *chain[:-1]], strict=True)
+                ],
+            )
+            for claim, chain in zip(claims, chains, strict=True)
         ]
 
     def _dead(self, owner: Owner, here: Observer) -> bool:
@@ -311,24 +364,9 @@ class Coordination:
         return not (judged and not self._gone(owner, here)) and not witness.stands(self.path, owner.witness)
 
     def _new_claim(self, device: Claimable, owner: Owner) -> Claim:
-        details = {
-            "uuid": device.uuid,
-            "parent_uuid": device.parent_uuid,
-            "parent_token": device.parent_token,
-            "class": self._class,
-            "start_time": owner.start_time,
-            "boot_id": owner.boot_id,
-            "pid_namespace": owner.pid_namespace,
-            "time_namespace": owner.time_namespace,
-            "uid": owner.uid,
-            "program": owner.program,
-            "pidfd_inode": owner.pidfd_inode,
-            "witness": owner.witness,
-            "until_children_exit": owner.until_children_exit or None,
-            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        known = {key: value for key, value in details.items() if value is not None}
-        return Claim(device.token, owner.pid, known)
+        named = {"uuid": device.uuid, "parent_uuid": device.parent_uuid, "parent_token": device.parent_token}
+        known = {key: value for key, value in named.items() if value is not None}
+        return Claim(device.token, owner.pid, {**known, "class": self._class, **holders.recorded(owner)})
 
 
 class _TooFewError(NotEnoughDevicesError):
@@ -339,6 +377,10 @@ class _TooFewError(NotEnoughDevicesError):
         self.free = free
 
 
+class _NeverEnoughError(NotEnoughDevicesError):
+    """There is no use in waiting."""
+
+
 class _Request(NamedTuple, Generic[D]):
     devices: Sequence[D]
     amount: int
@@ -346,10 +388,28 @@ class _Request(NamedTuple, Generic[D]):
     choose: Choose[D]
     #: Whether a device would do at the moment.
     suits: Callable[[D], bool]
+    #: The grants of which it wants shares; of none, it wants devices that nobody holds.
+    within: frozenset[str] = frozenset()
+    #: What it is bounded by, in words.
+    whole: str = ""
+
+    @property
+    def line(self) -> str:
+        """Those who want shares of one grant wait in a line of their own."""
+        return ",".join(sorted(self.within))
+
+    def rivals(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Return the claims that take devices from this request."""
+        return [claim for claim in claims if not self.within or holders.last_grant(claim) not in self.within]
+
+
+def _whole(run: Owner, amount: int) -> str:
+    return f"the {amount} that pid {run.pid} ({run.program}) has, inside of which this runs,"
 
 
 def _choice(request: _Request[D], claims: Sequence[Claim], ahead: Sequence[Place]) -> list[D]:
-    free = waiting.unreserved(matching.free(request.devices, claims), ahead)
+    before = [place for place in ahead if place.line == request.line]
+    free = waiting.unreserved(matching.free(request.devices, request.rivals(claims)), before)
     if len(free) < request.amount:
         raise _TooFewError(len(free))
     chosen = list(request.choose(free, claims, request.amount))
@@ -357,36 +417,16 @@ def _choice(request: _Request[D], claims: Sequence[Claim], ahead: Sequence[Place
     return chosen
 
 
-def _owner(claim: Claim, here: Observer) -> Owner:
-    details = claim.details
-    if not details:  # of Flink's script, which knows no namespaces: a container cannot tell whose pid that is
-        return Owner(claim.pid, pid_namespace=None if here.in_container else here.pid_namespace)
-    return Owner(
-        pid=claim.pid,
-        start_time=details.get("start_time"),
-        boot_id=details.get("boot_id"),
-        pid_namespace=details.get("pid_namespace"),
-        time_namespace=details.get("time_namespace"),
-        uid=details.get("uid"),
-        program=details.get("program"),
-        pidfd_inode=details.get("pidfd_inode"),
-        witness=details.get("witness"),
-        until_children_exit=details.get("until_children_exit", False),
-    )
-
-
-def _witnesses(claims: Iterable[Claim]) -> set[str]:
-    return {claim.details["witness"] for claim in claims if "witness" in claim.details}
-
-
 def _refusal(request: _Request[D], claims: Sequence[Claim], free: int, ahead: Sequence[Place]) -> str:
     here = processes.observer()
     taken: dict[Owner, list[Claim]] = {}
-    for claim in matching.taking(claims, request.devices):
-        taken.setdefault(_owner(claim, here), []).append(claim)
+    for claim in matching.taking(request.rivals(claims), request.devices):
+        holder = holders.of(claim, here)[-1 if request.within else 0]
+        taken.setdefault(holder, []).append(claim)
     shown = [_holder(owner, held, request.owner) for owner, held in list(taken.items())[:_SHOWN]]
-    parts = [f"{request.amount} wanted, {free} of {len(request.devices)} free"]
-    rivals = [place for place in ahead if waiting.wants(place, request.devices)]
+    whole = request.whole or str(len(request.devices))
+    parts = [f"{request.amount} wanted, {free} of {whole} free"]
+    rivals = [place for place in ahead if place.line == request.line and waiting.wants(place, request.devices)]
     if rivals:
         parts.append(f"{len(rivals)} waiting before")
     if shown:

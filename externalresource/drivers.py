@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from externalresource import options as option_parser
-from externalresource.coordination import Claim, Coordination, Holding, Owner, first, identify
+from externalresource.coordination import Claim, Coordination, Holding, Owner, first, runs_around
 from externalresource.errors import (
     ConfigurationError,
     DiscoveryError,
@@ -176,7 +176,7 @@ class DeviceDriver:
         self._options = options
         self._environment = environment
         path = options.coordination_file or _default_file(device_class)
-        self._grants = Grants(Coordination(path, device_class, pause=self._pause))
+        self._grants = Grants(Coordination(path, device_class, pause=self._pause, runs=runs_around()))
         self._now: Mapping[str, Device] = {}
         self._seen = 0.0
 
@@ -227,29 +227,20 @@ class DeviceDriver:
     def close(self) -> None:
         self._grants.close()
 
-    def keep_over_exec(self) -> None:
-        self._grants.keep_over_exec()
+    def keep_over_exec(self) -> Collection[str]:
+        return self._grants.keep_over_exec()
 
     def _claim(self, devices: Sequence[Device], amount: int, deadline: float) -> Sequence[Device]:
         self._see(devices)
-        until_children_exit = self._options.until_children_exit
-        with self._grants.witnessed(until_children_exit=until_children_exit) as witness:
-            owner = replace(
-                identify(os.getpid()),
-                witness=None if witness is None else witness.name,
-                until_children_exit=until_children_exit,
-            )
-            claimed = self._grants.coordination.claim(
-                devices,
-                amount,
-                owner,
-                choose=self._choose,
-                suits=self._suits,
-                deadline=deadline,
-                wait=self._options.wait,
-            )
-            self._grants.add(claimed, owner, witness)
-        return claimed
+        return self._grants.claim(
+            devices,
+            amount,
+            until_children_exit=self._options.until_children_exit,
+            choose=self._choose,
+            suits=self._suits,
+            deadline=deadline,
+            wait=self._options.wait,
+        )
 
     def _choose(self, free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
         suitable = [device for device in free if self._suits(device)]

@@ -5,12 +5,12 @@ in the coordination file. In thread mode the operator runs inside the TaskManage
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
-from externalresource import configuration, task_manager
+from externalresource import configuration, flink_shares, task_manager
 from externalresource.configuration import ResourceConfig
-from externalresource.coordination import Claim, identify
+from externalresource.coordination import Claim, identify, runs_around
 from externalresource.drivers import Device, DeviceInfo
 from externalresource.errors import ConfigurationError, DiscoveryError, PluginError, did_you_mean
 from externalresource.hookspecs import ExternalResourceDriver, ExternalResourceInfo
@@ -18,33 +18,35 @@ from externalresource.plugins import create_driver
 from externalresource.task_manager import TaskManager
 
 
-def get_external_resource_infos(name: str) -> AbstractSet[ExternalResourceInfo]:
+def get_external_resource_infos(name: str, *, exclusive: int | None = None) -> AbstractSet[ExternalResourceInfo]:
     """Return the infos of a resource of this operator's TaskManager, as Flink gives them to Java.
 
     To be called in `open()`. These are the devices that the TaskManager holds in the coordination file; without
-    coordination (Kubernetes and YARN give each container its own devices) those that its driver finds. Raises
-    ExternalResourceError, which says what was looked for, and where.
+    coordination (Kubernetes and YARN give each container its own devices) those that its driver finds. `exclusive` is
+    for so many of them that no other worker of the TaskManager has, as long as this one lives: all operators of one
+    worker are told the same ones. Raises ExternalResourceError, which says what was looked for, and where.
     """
     found = find_task_manager()
-    resources = {resource.name: resource for resource in _resources(found)}
-    if name not in resources:
-        raise ConfigurationError(
-            f"the TaskManager (pid {found.pid}) has no resource {name!r} (it has: {', '.join(resources) or 'none'})"
-            f"{did_you_mean(name, resources)}"
-        )
-    resource = resources[name]
+    resource = _resource(name, found, _resources(found))
     if resource.driver_factory is None:
         raise ConfigurationError(f"external-resource.{name}.driver-factory.class is not set: nothing tells its devices")
-    return _infos(create_driver(resource.driver_factory, resource.options), found, resource)
+    return _infos(create_driver(resource.driver_factory, resource.options), found, resource, exclusive)
 
 
-def environment(found: TaskManager) -> dict[str, str]:
-    """Return the variables for a process that uses the devices of a TaskManager, of all its resources with a driver."""
+def environment(found: TaskManager, exclusive: Mapping[str, int] | None = None) -> dict[str, str]:
+    """Return the variables for a process that uses the devices of a TaskManager, of all its resources with a driver.
+
+    Of those that `exclusive` names, with an amount, they are this worker's own.
+    """
+    resources, exclusive = _resources(found), exclusive or {}
+    for name in exclusive:
+        _resource(name, found, resources)
     variables: dict[str, str] = {}
-    for resource in _resources(found):
+    for resource in resources:
         if resource.driver_factory is not None:
             driver = create_driver(resource.driver_factory, resource.options)
-            variables |= _variables(driver, _infos(driver, found, resource), resource.name)
+            infos = _infos(driver, found, resource, exclusive.get(resource.name))
+            variables |= _variables(driver, infos, resource.name)
     return variables
 
 
@@ -67,13 +69,28 @@ def _resources(found: TaskManager) -> list[ResourceConfig]:
     return configuration.load(found.folder(), overrides=[*found.properties()], lenient=True)
 
 
+def _resource(name: str, found: TaskManager, resources: Sequence[ResourceConfig]) -> ResourceConfig:
+    names = {resource.name: resource for resource in resources}
+    if name not in names:
+        raise ConfigurationError(
+            f"the TaskManager (pid {found.pid}) has no resource {name!r} (it has: {', '.join(names) or 'none'})"
+            f"{did_you_mean(name, names)}"
+        )
+    return names[name]
+
+
 def _infos(
-    driver: ExternalResourceDriver, found: TaskManager, resource: ResourceConfig
+    driver: ExternalResourceDriver, found: TaskManager, resource: ResourceConfig, exclusive: int | None
 ) -> AbstractSet[ExternalResourceInfo]:
     path = getattr(driver, "coordination_file", None)
-    if path is None:
-        return driver.retrieve_resource_info(resource.amount)
-    return _held(driver, path, found, resource)
+    if path is not None:
+        return _held(driver, path, found, resource, exclusive)
+    if exclusive is not None:
+        raise ConfigurationError(
+            f"exclusive devices of {resource.name!r} need coordination, which says who has which: add "
+            "--enable-coordination-mode to its discovery-script.args, or the driver's option enable-coordination-mode"
+        )
+    return driver.retrieve_resource_info(resource.amount)
 
 
 def _variables(
@@ -100,15 +117,21 @@ def _name(info: ExternalResourceInfo) -> str | None:
 
 
 def _held(
-    driver: ExternalResourceDriver, path: str, found: TaskManager, resource: ResourceConfig
+    driver: ExternalResourceDriver, path: str, found: TaskManager, resource: ResourceConfig, exclusive: int | None
 ) -> AbstractSet[ExternalResourceInfo]:
     held = getattr(driver, "held", None)
     if held is None:
         raise PluginError(f"the driver of {resource.name!r} cannot tell what the TaskManager holds: it has no held()")
-    infos = frozenset(_info(holding.claim) for holding in held(identify(found.pid)))
-    if len(infos) != resource.amount:
+    holdings, manager = held(), identify(found.pid)
+    outer = frozenset[str]().union(*runs_around())  # a TaskManager that `externalresource run` became holds more
+    mine = [each for each in holdings if each.owner.same_process(manager) and each.owner.grant not in outer]
+    if len(mine) != resource.amount:
         raise DiscoveryError(
-            f"the TaskManager (pid {found.pid}) holds {len(infos)} devices of {resource.name!r} in {path}, not "
+            f"the TaskManager (pid {found.pid}) holds {len(mine)} devices of {resource.name!r} in {path}, not "
             f"the {resource.amount} of its configuration; if its discovery script failed, its log says why"
         )
-    return infos
+    if exclusive is not None:
+        claims = flink_shares.take(path, holdings, mine, found.pid, exclusive)
+    else:
+        claims = flink_shares.own(holdings, found.pid) or [holding.claim for holding in mine]
+    return frozenset(_info(claim) for claim in claims)

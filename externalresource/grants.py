@@ -1,11 +1,21 @@
 """What this process holds of one coordination file, to be given back as it was given."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from externalresource.coordination import Claimable, Coordination, Owner, Witness, identify, in_container
+from externalresource.coordination import (
+    Claimable,
+    Coordination,
+    Owner,
+    Witness,
+    identify,
+    in_container,
+    new_grant,
+)
+from externalresource.matching import D
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +32,21 @@ class Grants:
     def __init__(self, coordination: Coordination) -> None:
         self.coordination = coordination
         self._grants: list[_Grant] = []
+
+    def claim(
+        self, devices: Sequence[D], amount: int, *, until_children_exit: bool = False, **request: Any
+    ) -> Sequence[D]:
+        """Claim devices for this process as `Coordination.claim` does, whose further arguments these take."""
+        with self.witnessed(until_children_exit=until_children_exit) as witness:
+            owner = replace(
+                identify(os.getpid()),
+                witness=None if witness is None else witness.name,
+                until_children_exit=until_children_exit,
+                grant=new_grant(),
+            )
+            claimed = self.coordination.claim(devices, amount, owner, **request)
+            self.add(claimed, owner, witness)
+        return claimed
 
     @contextmanager
     def witnessed(self, *, until_children_exit: bool) -> Iterator[Witness | None]:
@@ -52,8 +77,12 @@ class Grants:
                 grant.witness.close()
             self._grants.pop()
 
-    def keep_over_exec(self) -> None:
-        """Let it outlast an exec of this process, which stays the owner; close() is never called then."""
+    def keep_over_exec(self) -> Collection[str]:
+        """Let it outlast an exec of this process, which stays the owner; close() is never called then.
+
+        Return the names of the grants, of which processes inside of that program may take shares.
+        """
         for grant in self._grants:
             if grant.witness is not None:
                 grant.witness.keep_over_exec()
+        return [grant.owner.grant for grant in self._grants if grant.owner.grant]

@@ -14,6 +14,7 @@ def row(holding: Holding) -> dict[str, object]:
         "device": holding.claim.token,
         "pid": pid or holding.owner.pid,
         "state": "living" if holding.living else "dead",
+        **({"share_of": pid_here(holding.share_of) or holding.share_of.pid} if holding.share_of else {}),
         "user": _user(holding.owner.uid),
         "program": (pid and _program(pid)) or holding.owner.program,
         "since": holding.since,

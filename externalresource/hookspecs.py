@@ -105,8 +105,11 @@ class Queueing(Protocol):
 class Keeping(Protocol):
     """A driver whose claims rest on something that an exec would end."""
 
-    def keep_over_exec(self) -> None:
-        """Let what was retrieved outlast an exec of this process: it stays the owner, and close() is never called."""
+    def keep_over_exec(self) -> Collection[str] | None:
+        """Let what was retrieved outlast an exec of this process: it stays the owner, and close() is never called.
+
+        Return the names of the grants, if processes inside of that program may take shares of them.
+        """
 
 
 class Described(Protocol):

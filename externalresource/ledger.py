@@ -24,7 +24,8 @@ from externalresource.errors import CoordinationError
 # A byte order mark, or another character that nobody sees, would make a device's line one of another device.
 _LINE = re.compile(r"([!-~]+) ([1-9][0-9]{0,8})(?: (\{.*\}))?")
 _TYPES = {  # of the fields that decide who holds what, where they stand
-    **dict.fromkeys(("uuid", "parent_uuid", "parent_token", "class", "boot_id", "since", "program", "witness"), str),
+    **dict.fromkeys(("uuid", "parent_uuid", "parent_token", "class"), str),
+    **dict.fromkeys(("boot_id", "since", "program", "witness", "grant"), str),
     **dict.fromkeys(("start_time", "pid_namespace", "time_namespace", "uid", "pidfd_inode"), int),
     "until_children_exit": bool,
 }
@@ -213,9 +214,20 @@ def _claim(line: str) -> Claim:
         details = json.loads(text) if text else {}
     except RecursionError:
         raise ValueError(line) from None
-    if any(type(details[key]) is not kind for key, kind in _TYPES.items() if key in details):
+    if not (_typed(details) and _are_shares(details.get("shares", []))):
         raise ValueError(line)
     return Claim(unquote(token), int(pid), details, line)
+
+
+def _typed(fields: Mapping[str, Any]) -> bool:
+    return all(type(fields[key]) is kind for key, kind in _TYPES.items() if key in fields)
+
+
+def _are_shares(shares: Any) -> bool:
+    return isinstance(shares, list) and all(
+        isinstance(share, dict) and type(share.get("pid")) is int and share["pid"] > 0 and _typed(share)
+        for share in shares
+    )
 
 
 def _readable(line: str) -> bool:

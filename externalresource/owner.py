@@ -6,7 +6,7 @@ proven counts as living: a device held too long is a nuisance, a device given tw
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from externalresource.errors import CoordinationError
@@ -36,6 +36,8 @@ class Owner:
     witness: str | None = None
     #: Whoever inherited that lock counts as the owner, too.
     until_children_exit: bool = False
+    #: Name of what it was granted at one time, of which others may take shares.
+    grant: str | None = field(default=None, compare=False)
 
     def same_process(self, other: "Owner") -> bool:
         """True if both name one process: never true for one about which too little is known."""

@@ -1,8 +1,8 @@
 """Who waits for devices, first come first served: a file beside the coordination file, used under its lock.
 
 One line per waiting process in the order in which they came, `WITNESS AMOUNT DEVICE...`, a slice as `DEVICE@PARENT`;
-no device where none would do at the moment. A place is kept by a lock that its process holds, so
-that it vanishes with the process, whatever ends that.
+no device where none would do at the moment; `of=GRANT,...` before them where shares of that are waited for. A place is
+kept by a lock that its process holds, so that it vanishes with the process, whatever ends that.
 """
 
 import re
@@ -16,6 +16,7 @@ from externalresource.matching import Claimable, D
 
 # A witness is part of a path: no other character may stand in it.
 _LINE = re.compile(r"([0-9a-f]+) ([1-9][0-9]{0,8})((?: [!-~]+)*)")
+_OF = "of="  # no device begins so: it is quoted
 
 
 class Place(NamedTuple):
@@ -26,11 +27,13 @@ class Place(NamedTuple):
     amount: int
     #: The devices that would do, each with that of which it is a slice, or "": UUIDs, or tokens where there is none.
     devices: frozenset[tuple[str, str]]
+    #: The grants of which it wants shares, or "": those who want other ones do not stand in its way.
+    line: str = ""
 
 
-def place(name: str, amount: int, devices: Iterable[Claimable]) -> Place:
+def place(name: str, amount: int, devices: Iterable[Claimable], line: str = "") -> Place:
     """Return a place for whoever holds the lock of that name."""
-    return Place(name, amount, frozenset((_identity(device), _parent(device)) for device in devices))
+    return Place(name, amount, frozenset((_identity(device), _parent(device)) for device in devices), line)
 
 
 def read(coordination_file: str) -> list[Place]:
@@ -90,13 +93,16 @@ def _parse(line: str, path: str) -> Place:
             f"cannot read {line[:80]!r} in {path}, so nothing is granted: remove that file while nobody waits"
         )
     name, amount, devices = match.groups()
-    pairs = [word.partition("@") for word in devices.split()]
-    return Place(name, int(amount), frozenset((unquote(device), unquote(parent)) for device, _, parent in pairs))
+    words = devices.split()
+    line = unquote(words.pop(0).removeprefix(_OF)) if words and words[0].startswith(_OF) else ""
+    pairs = [word.partition("@") for word in words]
+    return Place(name, int(amount), frozenset((unquote(device), unquote(parent)) for device, _, parent in pairs), line)
 
 
 def _render(place: Place) -> str:
     devices = [f"{_quoted(name)}@{_quoted(parent)}".removesuffix("@") for name, parent in sorted(place.devices)]
-    return " ".join([place.witness, str(place.amount), *devices])
+    line = [f"{_OF}{_quoted(place.line)}"] if place.line else []
+    return " ".join([place.witness, str(place.amount), *line, *devices])
 
 
 def _identity(device: Claimable) -> str:

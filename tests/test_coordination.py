@@ -195,6 +195,7 @@ def test_line_tells_what_identity_needs(path: str) -> None:
     token, pid, details = content(path).rstrip("\n").split(" ", 2)
     fields = json.loads(details)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", fields.pop("since"))
+    assert re.fullmatch("[0-9a-f]{16}", fields.pop("grant"))
     assert (token, pid, fields) == (
         "MIG-a",
         "7",

@@ -385,7 +385,8 @@ def test_command_line_uses_such_a_driver_by_its_import_path(tmp_path: Path, ledg
     outer = ["run", "mine:boards=1", f"--coordination-file={ledger}", "--"]
     inner = [*command, "run", "mine:boards=1", f"--coordination-file={ledger}", "--", "sh", "-c", "echo $FPGA"]
     done = call(*outer, "sh", "-c", f"echo $FPGA; {' '.join(inner[:-1])} 'echo $FPGA'; exit $?")
-    assert (done.stdout.split(), done.stderr, done.returncode) == (["0", "1"], "", 0)
+    # The inner one gets a share of what the outer one has.
+    assert (done.stdout.split(), done.stderr, done.returncode) == (["0", "0"], "", 0)
 
 
 def test_public_package_offers_both_names() -> None:

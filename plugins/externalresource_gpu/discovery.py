@@ -99,7 +99,7 @@ def _answer(options: Options, parent: int) -> str:
 
 
 def _coordinated(options: Options, parent: int, question: Question, deadline: float) -> str:
-    from externalresource.coordination import Coordination
+    from externalresource.coordination import Coordination, runs_around
     from externalresource_gpu.progress import Progress
 
     owner = _owner(options, parent)
@@ -111,7 +111,7 @@ def _coordinated(options: Options, parent: int, question: Question, deadline: fl
         _sleep(seconds)
         _look_again(question, host, deadline + options.wait)
 
-    coordination = Coordination(options.coordination_file, "gpu", pause=pause)
+    coordination = Coordination(options.coordination_file, "gpu", pause=pause, runs=runs_around())
     host = question.host(deadline)
     candidates = host.candidates()
     _check_asker(parent, owner)
@@ -143,7 +143,7 @@ def _coordinated(options: Options, parent: int, question: Question, deadline: fl
 def _owner(options: Options, parent: int) -> "Owner":
     from dataclasses import replace
 
-    from externalresource.coordination import identify
+    from externalresource.coordination import identify, new_grant
 
     if options.until_children_exit and options.witness is None:
         raise ConfigurationError(
@@ -154,6 +154,7 @@ def _owner(options: Options, parent: int) -> "Owner":
         identify(parent if options.owner_pid is None else options.owner_pid),
         witness=options.witness,
         until_children_exit=options.until_children_exit,
+        grant=options.grant or new_grant(),
     )
 
 

@@ -7,10 +7,11 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from externalresource.api import ExternalResourceInfo, Grants, Option, hookimpl
-from externalresource.coordination import Coordination, Holding, Owner, Witness, identify
+from externalresource.coordination import Coordination, Holding, Owner, identify, new_grant
 from externalresource.errors import ConfigurationError, CoordinationError, DiscoveryError, did_you_mean
 from externalresource_gpu import described, dialects, script
 from externalresource_gpu.options import FLAGS, PREFIX, VALUED, Options
@@ -21,7 +22,7 @@ _TAKING_BACK = 0.5  # seconds for the lock to be free
 _STARTING = 1.0  # seconds for the interpreter of our own script
 _OWN = ("discovery-script.path", "discovery-script.args", "discovery-script.timeout")
 _SCRIPT = tuple(
-    name for name in (*FLAGS, *VALUED) if name not in ("list", "format", "owner-pid", "witness", "terminal")
+    name for name in (*FLAGS, *VALUED) if name not in ("list", "format", "owner-pid", "witness", "grant", "terminal")
 )
 
 
@@ -153,31 +154,32 @@ class GPUDriver:
         if self._grants is not None:
             self._grants.close()
 
-    def keep_over_exec(self) -> None:
-        """Let what was retrieved outlast an exec of this process: it stays the owner, and close() is never called."""
-        if self._grants is not None:
-            self._grants.keep_over_exec()
+    def keep_over_exec(self) -> Collection[str]:
+        """Let what was retrieved outlast an exec of this process: it stays the owner, and close() is never called.
+
+        Return the names of the grants.
+        """
+        return [] if self._grants is None else self._grants.keep_over_exec()
 
     def _claim(self, words: Sequence[str], options: Options) -> list[GPUInfo]:
         if self._grants is None:
             self._grants = Grants(self._coordination())
-        owner = identify(os.getpid())
+        owner = replace(identify(os.getpid()), grant=new_grant())
         with self._grants.witnessed(until_children_exit=options.until_children_exit) as witness:
             try:
                 lock = ["--witness", witness.name] if witness else []
-                infos = self._ask(*words, *lock, *_terminal(options))
+                infos = self._ask(*words, "--grant", str(owner.grant), *lock, *_terminal(options))
             except BaseException:
-                if witness is not None:
-                    self._take_back(witness)
+                self._take_back(owner)
                 raise
             self._grants.add([_Granted(info) for info in infos], owner, witness)
         return infos
 
-    def _take_back(self, witness: Witness) -> None:
+    def _take_back(self, owner: Owner) -> None:
         """Strike out what a script may have claimed that was killed before it answered."""
         with contextlib.suppress(CoordinationError):
             self._coordination().drop(
-                lambda holding: holding.owner.witness == witness.name, deadline=time.monotonic() + _TAKING_BACK
+                lambda holding: holding.owner.grant == owner.grant, deadline=time.monotonic() + _TAKING_BACK
             )
 
     def _coordination(self) -> Coordination:

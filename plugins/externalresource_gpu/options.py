@@ -36,6 +36,7 @@ VALUED = {
     "log-file": ("PATH", "append each decision to this file, one line each"),
     "terminal": ("PATH", "where to show how long this waits; our driver passes it"),
     "witness": ("NAME", "a lock that the owner itself holds; our driver passes it"),
+    "grant": ("NAME", "what is granted is recorded under this name; our driver passes it"),
 }
 FLAGS = {
     "enable-coordination-mode": "hand out only devices that no other living process holds",
@@ -90,6 +91,7 @@ class Options:
         self.log_file: str | None = given.get("log-file")
         self.terminal: str | None = given.get("terminal")
         self.witness: str | None = given.get("witness")
+        self.grant: str | None = given.get("grant")
         self.until_children_exit: bool = _flag(given, "until-children-exit")
         if self.simulate is not None and self.backend not in ("auto", "simulated"):
             raise ConfigurationError(f"--simulate {self.simulate} and --backend {self.backend} exclude each other")
