@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         NotEnoughDevicesError,
         PluginError,
     )
+    from externalresource.pools import claim_for_worker
 
 __all__ = [
     "ConfigurationError",
@@ -36,6 +37,7 @@ __all__ = [
     "PluginError",
     "RuntimeContext",
     "claim",
+    "claim_for_worker",
     "driver",
     "hookimpl",
     "runtime_context",
@@ -43,6 +45,7 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(("RuntimeContext", "claim", "runtime_context"), "context"),
+    "claim_for_worker": "pools",
     **dict.fromkeys(
         (
             "Device",

@@ -34,6 +34,8 @@ ROOMS = {
     "plugins": "errors hookspecs containment",
     "installed": "errors child hookspecs options plugins",
     "context": "all above",
+    "pools": "errors context",
+    "pytest_plugin": "errors context",
     "testing_process": "errors hookspecs plugins",
     "testing": "errors hookspecs plugins testing_process",
     "forwarding": "errors configuration",
@@ -57,7 +59,7 @@ LIBRARIES = {
     "click": {"externalresource.cli"},
     "filelock": {"externalresource.lock"},
     "pluggy": {"externalresource.hookspecs", "externalresource.plugins"},
-    "pytest": {"externalresource.testing"},
+    "pytest": {"externalresource.pytest_plugin", "externalresource.testing"},
     "pynvml": {"externalresource_gpu.backends.nvml", "externalresource_gpu.backends.nvml_child"},
     "yaml": {
         "externalresource.configuration",
