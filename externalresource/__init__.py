@@ -1,6 +1,8 @@
 """Gives each process on a host its own GPUs, or any other device.
 
 The public names are resolved when they are first used (PEP 562): importing this package costs nothing.
+
+PYTEST_DONT_REWRITE: pytest marks all packages beside its plugin, and warns of those that are imported already.
 """
 
 TYPE_CHECKING = False

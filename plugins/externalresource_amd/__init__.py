@@ -1,1 +1,4 @@
-"""The driver of AMD's GPUs."""
+"""The driver of AMD's GPUs.
+
+PYTEST_DONT_REWRITE: pytest marks all packages beside its plugin, and warns of those that are imported already.
+"""

@@ -1,1 +1,4 @@
-"""The driver of whatever a discovery script finds."""
+"""The driver of whatever a discovery script finds.
+
+PYTEST_DONT_REWRITE: pytest marks all packages beside its plugin, and warns of those that are imported already.
+"""
