@@ -278,10 +278,15 @@ def forward(config: str | None, *, to: str, dynamic: Sequence[str], form: str) -
 @click.option(
     "--gpus", type=click.IntRange(1, 64), default=2, show_default=True, help="Simulated if the host has fewer."
 )
-def demo(task_managers: int, gpus: int) -> None:
+@click.option(
+    "--flink", is_flag=True, help="Real TaskManagers, and a PyFlink job on them. Needs apache-flink and Java."
+)
+def demo(task_managers: int, gpus: int, *, flink: bool) -> None:
     """Watch TaskManagers get different GPUs, die and be replaced."""
-    from externalresource import demo as demonstration
+    from externalresource import demo as stand_ins
+    from externalresource import demo_flink
 
+    demonstration = demo_flink if flink else stand_ins
     sys.exit(demonstration.run(task_managers, gpus, click.echo))
 
 

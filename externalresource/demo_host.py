@@ -3,25 +3,16 @@
 import contextlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
-from externalresource.coordination import Holding
+from externalresource.demo_gpus import Gpus
 from externalresource.errors import ExternalResourceError
-from externalresource.plugins import create_driver
 
-_CONFIGURATION = """\
-external-resources: gpu
-external-resource.gpu:
-  amount: 1
-  driver-factory.class: org.apache.flink.externalresource.gpu.GPUDriverFactory
-  param.discovery-script.args: --enable-coordination-mode{simulated}
-"""
 _AMOUNT = "external-resource.gpu.amount"
 _GRACE = 5.0  # seconds that a TaskManager has to end
 
@@ -44,29 +35,21 @@ class Report:
 class Host:
     """What the TaskManagers of the demo share. `close` ends them all, whatever they are doing."""
 
-    def __init__(self, folder: str, gpus: int, *, simulated: bool) -> None:
+    def __init__(self, folder: str, gpus: Gpus) -> None:
         self.gpus = gpus
-        coordination_file = os.path.join(folder, "coordination")
-        words = f" --simulate {gpus}\n    --coordination-file {shlex.quote(coordination_file)}" if simulated else ""
-        self.configuration = _CONFIGURATION.format(simulated=words)
+        self.configuration = gpus.configuration()
         self._config = os.path.join(folder, "config.yaml")
         with open(self._config, "w", encoding="utf-8") as file:
             file.write(self.configuration)
-        self._libraries = "numpy" if simulated else "cupy,torch,numpy"
-        # Real GPUs may be in use: they are claimed in the file of all who coordinate on this host.
-        self._driver: Any = create_driver("gpu", {"coordination-file": coordination_file} if simulated else {})
         self._task_managers: list[_TaskManager] = []
 
     def start(self, count: int, *, amount: int = 1) -> list[Report]:
         """Start so many TaskManagers at once and return what they say."""
         first = len(self._task_managers) + 1
         for number in range(first, first + count):
-            words = [self._config, str(number), self._libraries, f"{_AMOUNT}={amount}"]
+            words = [self._config, str(number), self.gpus.libraries, f"{_AMOUNT}={amount}"]
             self._task_managers.append(_TaskManager(number, words))
         return [task_manager.report() for task_manager in self._task_managers[-count:]]
-
-    def claims(self) -> list[Holding]:
-        return list(self._driver.held())
 
     def kill(self, number: int) -> None:
         self._task_managers[number - 1].kill()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from externalresource import demo
+from externalresource.demo_gpus import Gpus
 from externalresource.demo_host import Host, Report
 from externalresource.errors import ConfigurationError, ExternalResourceError
 
@@ -177,10 +178,11 @@ def test_gpu_given_twice_is_an_error() -> None:
 
 
 def test_task_manager_that_breaks_is_an_error_with_its_last_words(tmp_path: Path) -> None:
-    with contextlib.closing(Host(str(tmp_path), 1, simulated=True)) as host:
-        host._libraries = "no_such_library"
-        with pytest.raises(ExternalResourceError, match=r"^TaskManager 1 failed: .* no_such_library works here$"):
-            host.start(1)
+    gpus = Gpus(str(tmp_path), 64)
+    gpus.libraries = "no_such_library"
+    failed = pytest.raises(ExternalResourceError, match=r"^TaskManager 1 failed: .* no_such_library works here$")
+    with contextlib.closing(Host(str(tmp_path), gpus)) as host, failed:
+        host.start(1)
 
 
 def test_missing_library_is_named_with_the_remedy(tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""What the demos show, as text."""
+
+import sys
+import textwrap
+from collections.abc import Collection, Sequence
+
+from externalresource.coordination import Holding
+
+_LIBRARIES = {"cupy": "CuPy", "torch": "PyTorch", "numpy": "NumPy"}
+_INK = 8  # of 16: darker pixels are shown
+# Two pixels, one above the other, by which of them are dark.
+_BLOCKS = {(False, False): " ", (True, False): "▀", (False, True): "▄", (True, True): "█"}
+_ASCII = {(False, False): " ", (True, False): "'", (False, True): ".", (True, True): ":"}
+
+
+def library(module: str) -> str:
+    return _LIBRARIES[module]
+
+
+def pictures(images: Sequence[Sequence[Sequence[float]]], answers: Sequence[int]) -> str:
+    """Return digits side by side, each above what it was read as."""
+    utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
+    halves = _BLOCKS if utf8 else _ASCII
+    lines = (
+        "".join(
+            "  "
+            + "".join(halves[above > _INK, below > _INK] for above, below in zip(*image[row : row + 2], strict=True))
+            for image in images
+        ).rstrip()
+        for row in range(0, 8, 2)
+    )
+    return "\n".join([*lines, "".join(f"  {answer:^8}" for answer in answers).rstrip()])
+
+
+def claims(holdings: Collection[Holding]) -> str:
+    rows = (
+        f"  {holding.claim.token:<3}  {holding.owner.pid:<7}  {holding.owner.program:<12}  {holding.since}  "
+        f"{'lives' if holding.living else 'is gone'}"
+        for holding in holdings
+    )
+    return "\n".join(["  GPU  PID      program       since                 the process", *rows])
+
+
+def count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def indented(text: str) -> str:
+    return textwrap.indent(text, "    ")
