@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -61,15 +62,15 @@ class Cluster:
         self._url = ""
 
     def start_master(self) -> None:
-        master = self._start(Daemon, "master.Master", "--host", "localhost", "--port", "0", "--webui-port", "0")
+        master = self._start(Daemon, "master.Master", (), {})
         master.wait_for("New state: ALIVE")
         [self._url] = re.findall(r"Starting Spark master at (\S+)", master.log)
 
-    def start_worker(self, *words: str) -> Worker:
+    def start_worker(self, *words: str, **environment: str) -> Worker:
         """It is on its way; `wait` for it."""
         folder = self._folder / f"worker-{len(self._daemons)}"
-        places = ("--host", "localhost", "--port", "0", "--webui-port", "0", "--work-dir", str(folder))
-        return self._start(Worker, "worker.Worker", *places, "--cores", "1", "--memory", "1g", *words, self._url)
+        words = ("--cores", "1", "--memory", "1g", "--work-dir", str(folder), *words, self._url)
+        return self._start(Worker, "worker.Worker", words, environment)
 
     def workers(self) -> list[Worker]:
         """Those that live, at least two: new ones, if need be. All are members."""
@@ -96,12 +97,13 @@ class Cluster:
         for daemon in self._daemons:
             daemon.kill()
 
-    def _start(self, kind: type[Some], name: str, *words: str) -> Some:
+    def _start(self, kind: type[Some], name: str, words: Sequence[str], environment: dict[str, str]) -> Some:
         script = self._folder / f"{len(self._daemons)}-{name}.sh"
-        command = [str(self._spark / "bin" / "spark-class"), f"org.apache.spark.deploy.{name}", *words]
+        where = ("--host", "localhost", "--port", "0", "--webui-port", "0")
+        command = [str(self._spark / "bin" / "spark-class"), f"org.apache.spark.deploy.{name}", *where, *words]
         script.write_text(f"#!/bin/sh\nexec {shlex.join(command)}\n")  # as all of Spark's own become the JVM in the end
         script.chmod(0o755)
-        daemon = kind(script, script.with_suffix(".out"), self._environment)
+        daemon = kind(script, script.with_suffix(".out"), self._environment | environment)
         self._daemons.append(daemon)
         return daemon
 

@@ -100,11 +100,12 @@ def test_a_third_worker_is_refused_with_the_reason_in_its_log(host: Host, pair: 
     assert host.claims() == before
 
 
-def test_devices_of_a_killed_worker_go_to_its_replacement(host: Host, pair: list[Worker]) -> None:
+def test_devices_of_a_killed_worker_go_to_one_that_waits(host: Host, pair: list[Worker]) -> None:
     victim, survivor = pair
+    heir = host.cluster.start_worker(EXTERNALRESOURCE_GPU_WAIT="100")
+    heir.wait_for("Discovering resources for gpu with script")
     victim.kill()
-    [heir] = [worker for worker in host.cluster.workers() if worker is not survivor]
-    assert heir.devices == victim.devices
+    assert heir.wait().devices == victim.devices
     assert set(held_by(survivor, heir)) <= set(host.claims())
 
 

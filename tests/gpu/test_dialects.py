@@ -9,6 +9,7 @@ from externalresource_gpu.options import FORMATS
 
 WHOLE = Device(3, "GPU-a", name="NVIDIA A100, 40GB", memory_total=40960, pci_bus_id="00000000:07:00.0", numa_node=0)
 BARE = Device(11)
+INSTANCE = Device(3, "MIG-b", mig_profile="1g.5gb", mig_index=2, parent_uuid="GPU-a")
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,7 @@ BARE = Device(11)
         ("uuid", [WHOLE, BARE], "GPU-a,11\n"),
         ("uuid", [], ""),
         ("spark", [WHOLE, BARE], '{"name": "gpu", "addresses": ["3", "11"]}\n'),
+        ("spark", [INSTANCE], '{"name": "gpu", "addresses": ["MIG-b"]}\n'),
         ("spark", [], '{"name": "gpu", "addresses": []}\n'),
         ("json", [], "[]\n"),
         (
