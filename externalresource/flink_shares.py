@@ -39,7 +39,10 @@ def take(path: str, held: Sequence[Holding], mine: Sequence[Holding], manager: i
         raise ConfigurationError(
             "exclusive devices are for process mode: in thread mode all operators are one process, the TaskManager's"
         )
-    _check(amount, mine, path)
+    if amount < 1:
+        raise ConfigurationError(f"the number of exclusive devices must be positive, not {amount}")
+    if amount > len(mine):
+        raise ConfigurationError(f"{amount} exclusive devices wanted, the TaskManager has {len(mine)}")
     with _one_at_a_time:
         has = own(held, manager)
         wanted = amount - len(has)
@@ -52,18 +55,6 @@ def keep_over_exec() -> dict[str, str]:
     """Let the shares outlast an exec of this process; return the variable for that program."""
     names = [name for grants in _grants.values() for name in grants.keep_over_exec()]
     return run_variable(names) if names else {}
-
-
-def _check(amount: int, mine: Sequence[Holding], path: str) -> None:
-    if amount < 1:
-        raise ConfigurationError(f"the number of exclusive devices must be positive, not {amount}")
-    if amount > len(mine):
-        raise ConfigurationError(f"{amount} exclusive devices wanted, the TaskManager has {len(mine)}")
-    if any(holding.owner.grant is None for holding in mine):
-        raise ConfigurationError(
-            f"the TaskManager's devices stand in {path} as Flink's own script writes them: no shares of those; let the "
-            "TaskManager use nvidia-gpu-discovery"
-        )
 
 
 def _grants_of(path: str, mine: Sequence[Holding]) -> Grants:

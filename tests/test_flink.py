@@ -204,3 +204,175 @@ def test_outside_a_task_manager_nothing_that_costs_is_imported() -> None:
         b"externalresource",
         b"externalresource.task_manager",
     }
+
+
+# ---- a worker's own share -------------------------------------------------------------------------
+
+#: Prints what it is told of each number of exclusive devices, then lives until who started it has ended.
+SHARE = """
+import json, sys
+from externalresource import flink_shares
+from externalresource.errors import ExternalResourceError
+from externalresource.flink import get_external_resource_infos
+flink_shares._PATIENCE = 0.2
+def told(exclusive):
+    try:
+        infos = get_external_resource_infos("gpu", exclusive=exclusive)
+    except ExternalResourceError as error:
+        return f"{type(error).__name__}: {error}"
+    return ",".join(sorted(info.get_property("index") for info in infos))
+for word in sys.argv[1:]:
+    print(json.dumps(told(int(word) if word.isdecimal() else None)), flush=True)
+sys.stdin.read()
+"""
+#: What PyFlink does: it starts workers, which live side by side; a scene plays among them, and `tell` is for the test.
+WORKERS = """
+import json, os, subprocess, sys
+def start(*words):
+    command = [sys.executable, "-c", os.environ["SHARE"], *words]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    worker.said = [json.loads(worker.stdout.readline()) for _ in words]
+    return worker
+def tell(*what):
+    print(json.dumps(what))
+"""
+
+
+def scene(cluster: Cluster, text: str, **variables: str) -> list[Any]:
+    said = cluster.ask("-c", ".", claims=2, worker=WORKERS + text, SHARE=SHARE, **variables)
+    return [json.loads(line) for line in said.splitlines()]
+
+
+def test_workers_of_one_task_manager_have_a_device_each_as_long_as_they_live(cluster: Cluster) -> None:
+    (first, second, third), (heir, late) = scene(
+        cluster,
+        """
+first, second, third = start("1"), start("1"), start("1")
+tell(first.said, second.said, third.said)
+first.kill(), first.wait()
+tell(start("1").said, start("1").said)
+""",
+    )
+    assert (first, second, heir) == (["0"], ["1"], ["0"])
+    for (refused,) in (third, late):
+        assert refused.startswith("NotEnoughDevicesError: 1 wanted, 0 of the 2 that pid ")
+        assert ", inside of which this runs, free; held by pid " in refused
+        assert refused.endswith("; waited 0.2 s for them")
+
+
+def test_shares_stand_in_the_task_managers_own_lines(cluster: Cluster) -> None:
+    ((manager, *workers),) = scene(
+        cluster,
+        """
+from externalresource import task_manager
+tell(task_manager.find().pid, start("1").pid, start("1").pid)
+""",
+    )
+    lines = [line.split(" ", 2) for line in cluster.ledger.read_text().splitlines()]
+    assert [int(pid) for _, pid, _ in lines] == [manager, manager]
+    assert [[share["pid"] for share in json.loads(text)["shares"]] for _, _, text in lines] == [
+        [pid] for pid in workers
+    ]
+
+
+def test_operators_of_one_worker_have_one_share(cluster: Cluster) -> None:
+    (said,) = scene(cluster, 'tell(*start("all", "1", "1", "all", "2", "1").said)')
+    assert said == ["0,1", "0", "0", "0", "0,1", "0"]
+
+
+def test_process_that_a_worker_starts_has_the_workers_share(cluster: Cluster) -> None:
+    (said,) = scene(
+        cluster,
+        """
+from externalresource.flink import get_external_resource_infos
+own = sorted(info.get_property("index") for info in get_external_resource_infos("gpu", exclusive=1))
+tell(own, start("1", "all").said)
+""",
+    )
+    assert said == [["0"], ["0", "0"]]
+
+
+@pytest.mark.parametrize(
+    ("amount", "said"),
+    [
+        ("3", "ConfigurationError: 3 exclusive devices wanted, the TaskManager has 2"),
+        ("0", "ConfigurationError: the number of exclusive devices must be positive, not 0"),
+    ],
+)
+def test_amount_that_can_never_be_is_refused_at_once(amount: str, said: str, cluster: Cluster) -> None:
+    assert scene(cluster, f'tell(*start("{amount}").said)') == [[said]]
+
+
+def test_without_coordination_nothing_is_exclusive(cluster: Cluster) -> None:
+    cluster.args = "--simulate=2"
+    cluster.configure()
+    ((said,),) = scene(cluster, 'tell(*start("1").said)')
+    assert said.startswith("ConfigurationError: exclusive devices of 'gpu' need coordination")
+    assert "--enable-coordination-mode" in said
+
+
+def test_in_thread_mode_nothing_is_exclusive(cluster: Cluster) -> None:
+    code = (
+        "import os, subprocess; from externalresource.flink import get_external_resource_infos\n"
+        f"subprocess.run({[*SCRIPT.split(), '2', *cluster.args.split()]}, check=True, stdout=subprocess.DEVNULL)\n"
+        "get_external_resource_infos('gpu', exclusive=1)\n"
+    )
+    words = [sys.executable, "-c", code, MAIN, "-c", str(cluster.folder)]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=60)
+    assert "ConfigurationError: exclusive devices are for process mode: in thread mode all operators" in done.stderr
+
+
+def test_task_manager_that_a_run_became_shares_what_it_asked_for_and_no_more(cluster: Cluster) -> None:
+    cluster.configure(amount=1)
+    code = (
+        "import os, subprocess, sys\n"
+        f"subprocess.run({[*SCRIPT.split(), '1', *cluster.args.split()]}, check=True, stdout=subprocess.DEVNULL)\n"
+        "sys.exit(subprocess.run([sys.executable, '-c', os.environ['SHARE'], 'all', '1'], input=b'').returncode)\n"
+    )
+    run = [str(Path(sysconfig.get_path("scripts")) / "externalresource"), "run", "gpu=2", "--simulate=4"]
+    words = [*run, "--coordination-file", str(cluster.ledger), "--", sys.executable, "-c", code, MAIN, "-c", "."]
+    done = subprocess.run(
+        words, cwd=cluster.folder, env=os.environ | {"SHARE": SHARE}, check=False, capture_output=True, text=True
+    )
+    assert (done.stdout.split(), done.stderr, done.returncode) == (['"0"', '"0"'], "", 0)
+
+
+def exclusive(cluster: Cluster, *words: str, **variables: str) -> str:
+    """The masks of two Pythons that live side by side, one line each, as they are started by such words."""
+    workers = """
+import json, os, subprocess
+pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+workers = [subprocess.Popen(json.loads(os.environ["COMMAND"]), **pipes) for _ in range(2)]
+for worker in workers: print(worker.stdout.readline(), end="")
+"""
+    masked = "import os, sys; print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); sys.stdin.read()"
+    command = json.dumps([PYTHON, *words, "-c", masked])
+    return cluster.ask("-c", ".", claims=2, worker=workers, COMMAND=command, **variables)
+
+
+@pytest.mark.parametrize(
+    ("words", "variables"),
+    [(("--exclusive", "gpu=1"), {}), ((), {"EXTERNALRESOURCE_EXCLUSIVE": "gpu=1"})],
+    ids=["option", "environment"],
+)
+def test_pythons_of_two_workers_see_a_device_each(
+    words: tuple[str, ...], variables: dict[str, str], cluster: Cluster
+) -> None:
+    assert sorted(exclusive(cluster, *words, **variables).split()) == [uuid for _, uuid in GPUS[:2]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("gpu", "--exclusive 'gpu' is not allowed: write it like gpu=1"),
+        ("gpu=0", "--exclusive 'gpu=0' is not allowed: write it like gpu=1"),
+        ("gpus=1", "has no resource 'gpus' (it has: gpu), did you mean 'gpu'?"),
+    ],
+)
+def test_share_that_is_asked_for_wrongly_starts_no_python(asked: str, said: str, cluster: Cluster) -> None:
+    told = exclusive(cluster, EXTERNALRESOURCE_EXCLUSIVE=asked).splitlines()
+    assert [line.startswith("externalresource-python: ") and said in line for line in told] == [True, True]
+
+
+def test_outside_a_task_manager_a_share_is_none_of_its_business() -> None:
+    assert outside("--exclusive", "gpu=1", "-c", "print(7)").stdout == "7\n"
