@@ -17,6 +17,7 @@ from externalresource.containment import printing_to_stderr
 from externalresource.context import RuntimeContext
 from externalresource.coordination import Holding, pid_here
 from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError
+from externalresource.findings import ERROR, Report
 from externalresource.hookspecs import ExternalResourceDriver
 from externalresource.plugins import create_driver
 from externalresource.tables import table
@@ -274,6 +275,30 @@ def forward(config: str | None, *, to: str, dynamic: Sequence[str], form: str) -
 
 
 @cli.command()
+@click.argument("config", required=False, type=click.Path())
+@click.option("-D", "dynamic", metavar="KEY=VALUE", multiple=True, help="As for Flink: wins over the file.")
+@click.option("--rest", metavar="URL", help="Flink's REST API, if the configuration does not tell: http://host:8081.")
+@_format
+def doctor(config: str | None, *, dynamic: Sequence[str], rest: str | None, form: str) -> None:
+    """Find what leaves a Flink cluster without GPUs.
+
+    To be run where a TaskManager runs: on its host, or in its container, as its user. CONFIG is a config.yaml, or a
+    folder with one; by default that of FLINK_CONF_DIR. The exit status is 1 if there is a problem.
+    """
+    from externalresource import doctor as surgery
+
+    for text in dynamic:
+        _pair(text, "property", "a=b")
+    with printing_to_stderr():
+        report = surgery.examine(config, overrides=dynamic, rest=rest)
+    if form == "json":
+        click.echo(json.dumps(report.record(), indent=2))
+    else:
+        _tell(report)
+    sys.exit(_FAILED if report.errors else 0)
+
+
+@cli.command()
 @click.option("--task-managers", type=click.IntRange(1, 64), default=2, show_default=True, help="Processes to start.")
 @click.option(
     "--gpus", type=click.IntRange(1, 64), default=2, show_default=True, help="Simulated if the host has fewer."
@@ -378,6 +403,16 @@ def _show(rows: Sequence[Mapping[str, object]], form: str, *, nothing: str) -> N
         click.echo(click.style(line, dim=True) if row.get("state") == "dead" else line)
     if left_out:
         click.echo(f"(no room for {', '.join(left_out)}: see --format json)", err=True)
+
+
+def _tell(report: Report) -> None:
+    for finding in report.findings:
+        word, colour = ("problem", "red") if finding.severity == ERROR else ("warning", "yellow")
+        click.echo(f"{click.style(word, fg=colour, bold=True)}: {finding.problem}")
+        click.echo(f"  evidence: {finding.evidence}\n  remedy:   {finding.remedy}\n")
+    for note in report.not_looked:
+        click.echo(f"not looked at: {note.at}: {note.because}")
+    click.echo(click.style(report.summary, bold=True))
 
 
 def _complain(message: str, status: int) -> int:

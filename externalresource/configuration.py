@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import NamedTuple
 
 from externalresource import flink_files
 from externalresource.errors import ConfigurationError, did_you_mean
@@ -41,6 +42,27 @@ class ResourceConfig:
     yarn_config_key: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A resource as it is written, whatever may be wrong with it."""
+
+    name: str
+    #: The list that has its name.
+    listed: Setting
+    amount: Setting | None
+    driver_factory: Setting | None
+    #: By what follows `param.`.
+    params: Mapping[str, Setting]
+    #: Kubernetes or YARN is asked for it.
+    forwarded: bool
+
+
+class Complaint(NamedTuple):
+    message: str
+    #: Flink does not start with it; other things it passes over.
+    refused: bool
+
+
 def load(
     source: str | os.PathLike[str] | Mapping[str, object] | None = None,
     *,
@@ -58,8 +80,72 @@ def load(
     if isinstance(source, Mapping):
         settings = [(key, Setting(value)) for key, value in _flatten(source, "")]
     else:
-        settings = flink_files.read(os.fspath(_flink_folder() if source is None else source), complain)
+        settings = flink_files.read(os.fspath(flink_folder() if source is None else source), complain)
     return _resources({**_unique(_ours(settings), complain), **dict(_ours(_overrides(overrides)))}, complain)
+
+
+def complaints(source: str, *, overrides: Iterable[str] = ()) -> list[Complaint]:
+    """Return all that speaks against a configuration, up to the first thing that Flink refuses as well."""
+    found: list[Complaint] = []
+
+    def complain(message: str) -> None:
+        found.append(Complaint(message, refused=False))
+
+    try:
+        settings = _unique(_ours(flink_files.read(source, complain)), complain)
+        _resources({**settings, **dict(_ours(_overrides(overrides)))}, complain)
+    except ConfigurationError as error:
+        found.append(Complaint(str(error), refused=True))
+    return found
+
+
+def settings(source: str, *, overrides: Iterable[str] = ()) -> dict[str, Setting]:
+    """Return all keys of a configuration as they are written, also those that are none of ours."""
+    return {**dict(flink_files.read(source, _ignore)), **dict(_overrides(overrides))}
+
+
+def written(settings: _Settings) -> list[Written]:
+    """Return the resources that are listed; none if the list cannot be read."""
+    try:
+        names = [name for name in _names(settings, _ignore) if not _fault(name)]
+    except ConfigurationError:
+        return []
+    return [
+        Written(
+            name,
+            settings[_LIST],
+            settings.get(_key(name, _AMOUNT)),
+            settings.get(_key(name, _FACTORY)),
+            _params(name, settings),
+            forwarded=any(_key(name, suffix) in settings for suffix in (_KUBERNETES, _YARN)),
+        )
+        for name in names
+    ]
+
+
+def unlisted(settings: _Settings) -> dict[str, str]:
+    """Return a key of each resource that has one and is not listed, so that nothing reads it."""
+    names = {resource.name for resource in written(settings)}
+    found: dict[str, str] = {}
+    for key in settings:
+        for suffix in _SUFFIXES:
+            name = key.removeprefix(_PREFIX).removesuffix(f".{suffix}")
+            if key == _key(name, suffix) and name not in names:
+                found.setdefault(name, key)
+    return found
+
+
+def flink_folder() -> str:
+    """Return the folder of the configuration of the Flink that the environment names; ConfigurationError if none."""
+    if folder := os.environ.get("FLINK_CONF_DIR"):
+        return folder
+    if home := os.environ.get("FLINK_HOME"):
+        return os.path.join(home, "conf")
+    raise ConfigurationError("no configuration is named, and neither FLINK_CONF_DIR nor FLINK_HOME is set")
+
+
+def _ignore(_message: str) -> None:
+    pass
 
 
 def _refuse(message: str) -> None:
@@ -70,14 +156,6 @@ def _warn(message: str) -> None:
     import logging
 
     logging.getLogger("externalresource").warning("%s", message)
-
-
-def _flink_folder() -> str:
-    if folder := os.environ.get("FLINK_CONF_DIR"):
-        return folder
-    if home := os.environ.get("FLINK_HOME"):
-        return os.path.join(home, "conf")
-    raise ConfigurationError("no configuration is named, and neither FLINK_CONF_DIR nor FLINK_HOME is set")
 
 
 def _flatten(mapping: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:
@@ -206,8 +284,12 @@ def _amount(name: str, settings: _Settings, complain: _Complain) -> int | None:
 
 def _options(name: str, settings: _Settings) -> Mapping[str, str]:
     prefix = _key(name, _PARAM)
-    options = {key.removeprefix(prefix): _text(key, settings[key]) for key in settings if key.startswith(prefix)}
-    return MappingProxyType(options)
+    return MappingProxyType({key: _text(prefix + key, value) for key, value in _params(name, settings).items()})
+
+
+def _params(name: str, settings: _Settings) -> dict[str, Setting]:
+    prefix = _key(name, _PARAM)
+    return {key.removeprefix(prefix): setting for key, setting in settings.items() if key.startswith(prefix)}
 
 
 def _config_keys(suffix: str, names: Iterable[str], settings: _Settings, complain: _Complain) -> dict[str, str]:

@@ -87,8 +87,13 @@ def _unquoted(double: str | None, single: str | None, bare: str | None) -> str |
     return bare and bare.rstrip()
 
 
+def files_in(folder: str) -> list[str]:
+    """Return the configuration files of a folder, first the one that is used."""
+    return [file for name in (_LEGACY, _STANDARD) if os.path.exists(file := os.path.join(folder, name))]
+
+
 def _file_in(folder: str) -> str:
-    found = [file for name in (_LEGACY, _STANDARD) if os.path.exists(file := os.path.join(folder, name))]
+    found = files_in(folder)
     if not found:
         raise ConfigurationError(f"{folder} contains neither {_STANDARD} nor {_LEGACY}")
     if len(found) > 1:

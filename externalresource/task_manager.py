@@ -56,6 +56,43 @@ def ancestors() -> "Iterator[tuple[int, list[str]]]":
         pid = _parent(pid)
 
 
+def running() -> "Iterator[int]":
+    """Yield the pid of each TaskManager that this process sees."""
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and any(word in _MAIN for word in _command(int(name))):
+            yield int(name)
+
+
+def listens(pid: int, port: int) -> bool:
+    """Return whether a process listens on a TCP port; False also if it is not ours to look at."""
+    sockets = {f"socket:[{inode}]" for inode in _listening(pid, port)}
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd") if sockets else []
+    except OSError:
+        return False
+    return any(_target(f"/proc/{pid}/fd/{number}") in sockets for number in descriptors)
+
+
+def _listening(pid: int, port: int) -> "Iterator[str]":
+    """Yield the inodes of the sockets in a process's network that listen on a port."""
+    for table in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/{pid}/net/{table}", encoding="ascii") as file:
+                rows = [line.split() for line in file][1:]
+        except OSError:
+            continue
+        for _, local, _, state, *others in rows:
+            if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                yield others[5]
+
+
+def _target(link: str) -> str | None:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return None
+
+
 def _command(pid: int) -> list[str]:
     try:
         with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="surrogateescape") as file:

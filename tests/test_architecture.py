@@ -55,6 +55,16 @@ ROOMS = {
     "demo_flink": "errors demo_digits demo_text demo_gpus demo_flink_host",
     "holdings": "errors coordination",
     "inventory": "hookspecs coordination holdings",
+    "findings": "",
+    "doctor_configuration": "errors flink_files configuration findings",
+    "doctor_installation": "configuration findings doctor_configuration",
+    "doctor_host": (
+        "errors hookspecs coordination plugins configuration holdings inventory findings doctor_configuration"
+    ),
+    "doctor_cluster": "errors coordination task_manager findings doctor_configuration",
+    "doctor": (
+        "errors flink_files configuration findings doctor_configuration doctor_installation doctor_host doctor_cluster"
+    ),
     "tables": "",
     "cli": "all above",
     "__init__": "",  # its names are resolved when they are first used

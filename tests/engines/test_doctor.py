@@ -1,0 +1,61 @@
+"""A TaskManager of real Flink whose discovery failed advertises its GPU, and `doctor` sees that by the REST API."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .rig import Cluster
+
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.timeout(900),  # the first run on a machine installs Flink
+    pytest.mark.skipif(
+        shutil.which("java") is None and "CI" not in os.environ,
+        reason="needs java on PATH, for example openjdk-17-jre-headless",
+    ),
+]
+
+
+def test_gpu_that_a_task_manager_advertises_and_did_not_find_is_the_only_problem(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    script = tmp_path / "fails.sh"
+    script.write_text("#!/bin/sh\necho no GPU today >&2\nexit 3\n")
+    script.chmod(0o755)
+    blind = cluster.start_task_manager(cluster.configure("fails", args=None, script=script))
+    sound = cluster.start_task_manager()
+    assert (blind.wait().devices, sound.wait().devices) == ([], ["0"])
+    said = doctor(cluster)
+    [found] = said["findings"]
+    assert (found["check"], found["severity"]) == ("undiscovered", "error")
+    assert found["evidence"].startswith(f"{rest(cluster)}/taskmanagers: TaskManager localhost:")
+    assert f" (pid {blind.pid}): extendedResources gpu=1; " in found["evidence"]
+    assert f"{cluster.coordination_file} has 0 of that pid; " in found["evidence"]
+    assert "its log says: Discovery script exit with 3. | STDERR: no GPU today" in found["evidence"]
+    assert {f"REST API {rest(cluster)}", f"plugins folder {plugins(cluster)}"} <= set(said["looked_at"])
+    assert said["not_looked_at"] == []
+
+
+def doctor(cluster: Cluster) -> dict[str, Any]:
+    command = [sys.executable, "-m", "externalresource.cli", "doctor", str(cluster.configuration), "--format", "json"]
+    environment = cluster.environment | {"FLINK_PLUGINS_DIR": str(plugins(cluster))}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=60)
+    said: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == 1
+    return said
+
+
+def rest(cluster: Cluster) -> str:
+    settings = cluster.configuration.read_text().splitlines()
+    [port] = [line.removeprefix("rest.port: ") for line in settings if line.startswith("rest.port: ")]
+    return f"http://localhost:{port}"
+
+
+def plugins(cluster: Cluster) -> Path:
+    return cluster.own_script.parents[1]
