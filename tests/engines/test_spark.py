@@ -1,9 +1,11 @@
 """Real workers of a standalone Spark ask our discovery script for their GPUs, configured as docs/spark.md shows."""
 
+import json
 import os
 import re
 import shlex
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,11 +53,22 @@ class Host:
 
     def submit(self, *words: str, **more: str) -> Any:
         """What our job was told."""
-        return self.cluster.submit(*words, "--py-files", self._page, JOB, **more)
+        said = self.cluster.submit(*words, "--py-files", self._page, JOB, **more)
+        *of_the_page, told = said.splitlines()
+        assert [re.sub(r"\d$", "N", line) for line in of_the_page] == [f"row {row} on cuda:N" for row in range(8)]
+        return json.loads(told)
 
-    def askers(self) -> list[int]:
+    def wait_for_queue(self) -> None:
+        """Somebody waits for devices that others hold."""
+        queue = self._ledger.with_name("coordination.queue")
+        deadline = time.monotonic() + 90
+        while not (queue.exists() and queue.read_text()):
+            assert time.monotonic() < deadline, "nobody waits after 90 s"
+            time.sleep(0.1)
+
+    def askers(self) -> set[int]:
         """The pids of all that ever started our script, which are its parents."""
-        return [int(pid) for pid in re.findall(r"asked by pid (\d+)", self._log.read_text())]
+        return {int(pid) for pid in re.findall(r"asked by pid (\d+)", self._log.read_text())}
 
 
 @pytest.fixture(scope="module")
@@ -73,21 +86,30 @@ def pair(host: Host) -> list[Worker]:
     return host.cluster.workers()
 
 
+@pytest.fixture(scope="module")
+def told(host: Host) -> Any:
+    """What a job was told whose driver asks for GPUs, too, on a host that has four by now."""
+    host.cluster.workers()
+    words = shlex.split(BLOCKS["console"])[2:-1]  # what follows spark-submit before the job
+    return host.submit(*words, EXTERNALRESOURCE_GPU_SIMULATE="4", EXTERNALRESOURCE_GPU_AMOUNT="2")
+
+
 def test_two_workers_hold_disjoint_devices(host: Host, pair: list[Worker]) -> None:
     assert sorted(pair[0].devices + pair[1].devices) == ["0", "1"]
     assert host.claims() == held_by(*pair)
 
 
-def test_tasks_are_told_the_devices_of_their_worker(host: Host, pair: list[Worker]) -> None:
-    before = host.askers()
-    told = host.submit(*words_of_the_page(), EXTERNALRESOURCE_GPU_SIMULATE="3")
+def test_tasks_are_told_the_devices_of_their_worker(host: Host, pair: list[Worker], told: Any) -> None:
     assert by_worker(told["tasks"], pair) == {worker.pid: worker.devices for worker in pair}
     assert {task["order"] for task in told["tasks"]} == {"PCI_BUS_ID"}
-    # The driver asked for one of its own; the executors, which have a script as well, for none.
-    [driver] = host.askers()[len(before) :]
-    assert driver in told["ancestors"]
-    assert told["driver"] == {"gpu": ["2"]}
-    assert host.claims() == [*held_by(*pair), ("2", driver)]
+
+
+def test_driver_is_told_devices_of_its_own_and_executors_ask_for_none(host: Host, told: Any) -> None:
+    [driver] = host.askers() & set(told["ancestors"])
+    assert told["driver"] == {"gpu": ["2", "3"]}
+    assert [index for index, pid in host.claims() if pid == driver] == ["2", "3"]
+    for task in told["tasks"]:
+        [_worker] = host.askers() & set(task["ancestors"])  # and not the executor between them
 
 
 def test_a_third_worker_is_refused_with_the_reason_in_its_log(host: Host, pair: list[Worker]) -> None:
@@ -103,7 +125,7 @@ def test_a_third_worker_is_refused_with_the_reason_in_its_log(host: Host, pair: 
 def test_devices_of_a_killed_worker_go_to_one_that_waits(host: Host, pair: list[Worker]) -> None:
     victim, survivor = pair
     heir = host.cluster.start_worker(EXTERNALRESOURCE_GPU_WAIT="100")
-    heir.wait_for("Discovering resources for gpu with script")
+    host.wait_for_queue()
     victim.kill()
     assert heir.wait().devices == victim.devices
     assert set(held_by(survivor, heir)) <= set(host.claims())
@@ -120,11 +142,6 @@ def test_a_script_that_names_all_gives_both_workers_the_same(host: Host, pair: l
     with host.cluster.start_worker(*words) as one, host.cluster.start_worker(*words) as two:
         assert [worker.wait().devices for worker in (one, two)] == [["0", "1"], ["0", "1"]]
         assert by_worker(host.submit()["tasks"], [one, two]) == {one.pid: ["0"], two.pid: ["0"]}
-
-
-def words_of_the_page() -> list[str]:
-    """What follows spark-submit before the job, where the driver asks for a GPU as well."""
-    return shlex.split(BLOCKS["console"])[2:-1]
 
 
 def held_by(*workers: Worker) -> list[tuple[str, int]]:
