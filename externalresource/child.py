@@ -11,7 +11,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing and collections.abc would be imported before nvidia-smi has started
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _KEPT = 1 << 20  # bytes kept of each stream: more is read, so that the child can go on, and dropped
 _READ = 1 << 16
@@ -26,9 +26,17 @@ class Overdue(Exception):  # noqa: N818 - what happened, not an error of ours: t
 
 
 class Child:
-    """Runs `argv` in a process group of its own, from the moment of construction. OSError if it cannot be started."""
+    """Runs `argv` in a process group of its own, from the moment of construction. OSError if it cannot be started.
 
-    def __init__(self, argv: "Sequence[str]", environment: "Mapping[str, str] | None" = None) -> None:
+    `heard` is called with what it writes to stderr as soon as that is read.
+    """
+
+    def __init__(
+        self,
+        argv: "Sequence[str]",
+        environment: "Mapping[str, str] | None" = None,
+        heard: "Callable[[bytes], object] | None" = None,
+    ) -> None:
         out, out_end = os.pipe()
         err, err_end = os.pipe()
         try:
@@ -52,6 +60,7 @@ class Child:
             os.close(err_end)
         self._kept = {out: bytearray(), err: bytearray()}
         self._out, self._err = out, err
+        self._heard = heard
         self._status: int | None = None
 
     def result(self, deadline: float) -> tuple[int, str, str]:
@@ -121,6 +130,8 @@ class Child:
                 return False
             if not block:
                 return True
+            if self._heard is not None and descriptor == self._err:
+                self._heard(block)
             kept = self._kept[descriptor]
             kept += block[: _KEPT - len(kept)]
         return False

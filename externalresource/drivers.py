@@ -179,6 +179,7 @@ class DeviceDriver:
         self._grants = Grants(Coordination(path, device_class, pause=self._pause, runs=runs_around()))
         self._now: Mapping[str, Device] = {}
         self._seen = 0.0
+        self._told = False
 
     @property
     def coordination_file(self) -> str | None:
@@ -232,6 +233,7 @@ class DeviceDriver:
 
     def _claim(self, devices: Sequence[Device], amount: int, deadline: float) -> Sequence[Device]:
         self._see(devices)
+        self._told = False
         return self._grants.claim(
             devices,
             amount,
@@ -255,8 +257,11 @@ class DeviceDriver:
         now = self._now.get(device.index)
         return now is not None and now.unusable is None
 
-    def _pause(self, seconds: float, _reason: str) -> None:
-        """Wait, and see what has become of the devices meanwhile."""
+    def _pause(self, seconds: float, reason: str) -> None:
+        """Wait, say once for whom, and see what has become of the devices meanwhile."""
+        if not self._told:
+            self._told = True
+            _log(f"waiting for {self._class}: {reason}")
         time.sleep(seconds)
         if time.monotonic() - self._seen > _FRESH:
             self._see(self._enumerated(time.monotonic() + self._options.timeout))
@@ -279,6 +284,12 @@ class DeviceDriver:
                     raise DiscoveryError(f"the {self._class} driver enumerated two devices called {name!r}")
                 names.add(name)
         return found
+
+
+def _log(message: str) -> None:
+    import logging
+
+    logging.getLogger("externalresource").warning(message)
 
 
 def _default_file(device_class: str) -> str:

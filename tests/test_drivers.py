@@ -197,6 +197,18 @@ def test_device_that_is_held_is_waited_for(ledger: str) -> None:
     assert indices(of(boards(1), ledger, wait="60").retrieve_resource_info(1)) == ["0"]
 
 
+def test_driver_that_waits_says_once_for_whom(ledger: str, caplog: pytest.LogCaptureFixture) -> None:
+    holder, waiting = of(boards(1), ledger), of(boards(1), ledger, wait="60")
+    for _ in range(2):
+        holder.retrieve_resource_info(1)
+        threading.Timer(0.2, holder.close).start()
+        waiting.retrieve_resource_info(1)
+        waiting.close()
+        [said] = caplog.messages
+        caplog.clear()
+        assert said.startswith(f"waiting for fpga: 1 wanted, 0 of 1 free; held by pid {os.getpid()} ")
+
+
 def test_device_that_its_owner_makes_unusable_is_waited_for(ledger: str) -> None:
     mounted = [True]
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import termios
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from externalresource import ledger, lock, waiting
 from externalresource.api import ExternalResourceInfo
 from externalresource.context import RuntimeContext
 from externalresource.coordination import Claim, Coordination, identify
-from externalresource.errors import CoordinationError, DiscoveryError, NotEnoughDevicesError
+from externalresource.errors import CoordinationError, DiscoveryError, ExternalResourceError, NotEnoughDevicesError
 from externalresource.owner import Observer, Owner
 from externalresource.waiting import Place
 
@@ -664,6 +665,33 @@ def test_script_waits_and_says_nothing_in_a_pipe(path: str, held: Running[list[s
         assert process.communicate() == ("0\n", "")
         assert process.returncode == 0
     assert leftovers(path) == set()
+
+
+def test_driver_says_once_for_whom_its_script_waits(
+    path: str, held: Running[list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    def told() -> bool:
+        return bool(caplog.messages)
+
+    def end_once_told() -> None:
+        wait_until(told)
+        held.kill()
+
+    ending = threading.Thread(target=end_once_told)
+    ending.start()
+    options = {"simulate": "1", "coordination-file": path, "wait": f"{LONG:g}"}
+    with externalresource.claim("gpu", options=options):
+        [said] = caplog.messages
+    ending.join()
+    assert re.fullmatch(rf"waiting for gpu: 1 wanted, 0 of 1 free; held by pid {held.pid} \(.*\), since \S+: 0", said)
+
+
+def test_refusal_repeats_nothing_of_what_was_said_while_waiting(path: str, held: Running[list[str]]) -> None:
+    options = {"simulate": "1", "coordination-file": path, "wait": "0.3"}
+    with pytest.raises(ExternalResourceError) as caught:
+        externalresource.claim("gpu", options=options)
+    assert str(caught.value).startswith("1 wanted, 0 of 1 free; held by pid ")
+    assert str(caught.value).endswith("; waited 0.3 s for them")
 
 
 @pytest.fixture(params=["SIGTERM", "SIGINT", "SIGHUP"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from externalresource.api import Ended, find_script, run_script
 from externalresource.errors import ConfigurationError, DiscoveryError
+from externalresource_gpu.progress import WAITING
 
 _TOKEN = re.compile(r"[\w.:/-]*\d[\w.:/-]*")  # an index, a UUID, a bus id: a word without any digit names no device
 _USAGE = 2  # the exit status of our own script for an option that is not allowed
@@ -28,13 +29,23 @@ class Script:
         ConfigurationError if it is ours and does not allow an option.
         """
         deadline = time.monotonic() + timeout
-        ended = run_script([*self.command, *words], deadline, name=self.name, option="discovery-script.timeout")
+        telling = ["--terminal", "/dev/stderr"] if self.ours and "--terminal" not in words else []
+        ended = run_script(
+            [*self.command, *words, *telling],
+            deadline,
+            name=self.name,
+            option="discovery-script.timeout",
+            heard=_pass_on if self.ours else None,
+        )
         if ended.status != 0:
             kind = ConfigurationError if self.ours and ended.status == _USAGE else DiscoveryError
             raise kind(self._failure(ended))
         return ended.out
 
     def _failure(self, ended: Ended) -> str:
+        if self.ours:  # but for what was passed on already
+            lines = ended.err.splitlines()
+            ended = ended._replace(err="\n".join(line for line in lines if not line.startswith(WAITING)))
         if self.ours and ended.said:
             return ended.said.removeprefix("nvidia-gpu-discovery: ")
         return f"{self.name} {ended.failure}"
@@ -70,6 +81,14 @@ def tokens(out: str, amount: int) -> list[str]:
     if len(found) != amount:
         raise DiscoveryError(f"the discovery script printed {len(found)} devices, not the {amount} asked for")
     return found
+
+
+def _pass_on(line: str) -> None:
+    """Say in our log for whom our script waits: nobody else sees what it says before it ends."""
+    if line.startswith(WAITING):
+        import logging
+
+        logging.getLogger("externalresource").warning("waiting for gpu: %s", line.removeprefix(WAITING))
 
 
 def _is_ours(path: str) -> bool:
