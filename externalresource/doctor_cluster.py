@@ -8,13 +8,13 @@ import re
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from externalresource import task_manager
 from externalresource.coordination import Holding, pid_here
-from externalresource.doctor_configuration import Settings, text
+from externalresource.doctor_configuration import GPU_FACTORY, Settings, text
 from externalresource.errors import ConfigurationError, ExternalResourceError
 from externalresource.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked
 
@@ -81,19 +81,19 @@ def notes(url: str, resources: Mapping[str, Known]) -> Iterator[Note]:
         remedy = "start one (bin/taskmanager.sh start); if it does not stay, its log says why"
         yield Finding("cluster", WARNING, "no TaskManager is registered", f"{url}/taskmanagers is empty", remedy)
     for one in found:
-        for name in resources:
-            if name not in one.advertised:
-                yield _not_advertised(url, one, name)
+        if missing := [name for name in resources if name not in one.advertised]:
+            yield _not_advertised(url, one, missing)
         for name, amount in one.advertised.items():
-            yield from _undiscovered(url, one, name, amount, resources.get(name, Known(None, None, is_gpu=True)))
+            yield from _undiscovered(url, one, name, amount, resources.get(name, Known(None, None, is_gpu=False)))
 
 
-def _not_advertised(url: str, one: _TaskManager, name: str) -> Finding:
+def _not_advertised(url: str, one: _TaskManager, names: Sequence[str]) -> Finding:
+    has = ", ".join(f"{name}={amount:g}" for name, amount in one.advertised.items()) or "nothing"
     return Finding(
-        "cluster",
+        "not-advertised",
         ERROR,
-        f"a TaskManager does not have {name!r}, of which the configuration knows",
-        f"{url}/taskmanagers: {one.name} advertises {dict(one.advertised) or 'no external resource'}",
+        f"a TaskManager does not have {' and '.join(map(repr, names))}, as the configuration says",
+        f"{url}/taskmanagers: {one.name}: extendedResources has {has}; its log says: {_causes(_log(url, one))}",
         "start it again with this configuration (FLINK_CONF_DIR); if it is so then, too, see the other problems",
     )
 
@@ -101,23 +101,26 @@ def _not_advertised(url: str, one: _TaskManager, name: str) -> Finding:
 def _undiscovered(url: str, one: _TaskManager, name: str, amount: float, known: Known) -> Iterator[Note]:
     """Compare with the coordination file and with the log; where one of the two cannot be had, with the other."""
     advertised = f"{url}/taskmanagers: {one.name}: extendedResources {name}={amount:g}"
-    log = _log(url, one) if known.is_gpu else ""
-    discovered, held = _discovered(log), _held(one, known)
+    held = _held(one, known)
+    if held is not None and held >= amount:
+        return
+    log = _log(url, one)
+    is_gpu = known.is_gpu or f"external-resource.{name}.driver-factory.class, {GPU_FACTORY}" in log
+    discovered = _discovered(log) if is_gpu else None
     number = held if discovered is None else discovered
     if number is None:
         why = "it is not among the processes of this host, or nothing is coordinated, and its log does not say"
         yield NotLooked(f"what {one.name} found of {name!r}", why)
     elif number < amount:
-        causes = [_NO_PLACE.sub("", line) for line in log.splitlines() if _SAYS_WHY.search(line)]
         yield Finding(
             "undiscovered",
             ERROR,
             f"a TaskManager advertises {amount:g} of {name!r} and has found {number}: jobs are scheduled onto what it "
             "has not, and their operators are told of nothing",
-            f"{advertised}; {_where(known, held)}; its log says: {' | '.join(causes[-_CAUSES:]) or 'nothing of that'}",
+            f"{advertised}; {_where(known, held)}; its log says: {_causes(log)}",
             "mend what its log says, and start the TaskManager again: it looks for devices only once",
         )
-    elif held is not None and held < amount:
+    elif held is not None:
         yield Finding(
             "uncoordinated",
             ERROR,
@@ -125,6 +128,12 @@ def _undiscovered(url: str, one: _TaskManager, name: str, amount: float, known: 
             f"{advertised}; its log tells of {number}; {_where(known, held)}",
             "start it again with this configuration",
         )
+
+
+def _causes(log: str) -> str:
+    """Return what a log says of why there are no devices: the last of it is of the last start."""
+    causes = [_NO_PLACE.sub("", line) for line in log.splitlines() if _SAYS_WHY.search(line)]
+    return " | ".join(causes[-_CAUSES:]) or "nothing of that"
 
 
 def _discovered(log: str) -> int | None:

@@ -116,7 +116,10 @@ def coordination(resource: Written | None) -> Iterator[Note]:
         held = found.held()
     except ExternalResourceError as error:
         problem = "the coordination file cannot be used, so that no TaskManager gets a device"
-        remedy = f"see the evidence; once no TaskManager lives on this host, also: rm -f {found.path} {found.path}.lock"
+        remedy = (
+            f"see the evidence; a file that nobody needs may go once no TaskManager lives on this host: "
+            f"rm {found.path} {found.path}.lock"
+        )
         yield Finding("coordination-file", ERROR, problem, str(error), remedy)
         return
     yield from _dead(found.path, [holding for holding in held if not holding.living])
@@ -211,7 +214,12 @@ def _hidden(resource: Written | None, environment: Mapping[str, str]) -> Iterato
 
 def _foreign(path: str) -> Iterator[Finding]:
     """Look whether this user may change the file: each script makes a new one beside it."""
-    for place in (path, f"{path}.lock", os.path.dirname(path)):
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        problem = "the coordination file has no folder: no TaskManager gets a device"
+        yield Finding("coordination-file", ERROR, problem, f"{folder} is no folder", f"mkdir -p {folder}")
+        return
+    for place in (path, f"{path}.lock", folder):
         if os.path.lexists(place) and not os.access(place, os.W_OK):
             status = os.stat(place, follow_symlinks=False)
             yield Finding(
@@ -235,8 +243,8 @@ def _dead(path: str, dead: Collection[Holding]) -> Iterator[Finding]:
     yield Finding(
         "stale-claims",
         WARNING,
-        "the coordination file has claims of processes that have ended: Flink's own script takes them over by a way on "
-        "which devices are handed out twice (ours does not)",
+        "the coordination file has claims of processes that have ended: our script hands such devices out again, and "
+        "Flink's own may hand them out twice",
         f"{path}: {shown}{more}",
         f"externalresource release --dead --coordination-file {path}",
     )

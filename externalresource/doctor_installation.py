@@ -19,6 +19,10 @@ from externalresource.findings import ERROR, WARNING, Finding, Looked, Note, Not
 
 _SERVICE = "META-INF/services/org.apache.flink.api.common.externalresource.ExternalResourceDriverFactory"
 _SHOWN = 5  # files of a folder
+_LONGEST = 4096  # bytes of a first line
+_HOW_TO_START = (
+    "its first line must name an interpreter that exists, as #!/bin/sh does, and end without a carriage return"
+)
 
 
 def home(folder: str, environment: Mapping[str, str]) -> str | None:
@@ -73,6 +77,23 @@ def _not_runnable(path: str, name: str, seen: str) -> Iterator[Finding]:
         mode = f"{os.stat(path).st_mode & 0o777:03o}"
         problem = "the discovery script is not executable"
         yield Finding("script", ERROR, problem, f"{at}, whose mode is {mode}", f"chmod a+x {path}")
+    elif (fault := _interpreter_fault(path)) is not None:
+        yield Finding("script", ERROR, "the discovery script cannot be started", f"{at}: {fault}", _HOW_TO_START)
+
+
+def _interpreter_fault(path: str) -> str | None:
+    """Return what is wrong with the first line of a script."""
+    try:
+        with open(path, "rb") as file:
+            line = file.readline(_LONGEST).rstrip(b"\n").decode("utf-8", "replace")
+    except OSError:  # it may be executable and not readable
+        return None
+    words = line.removeprefix("#!").split(maxsplit=1)
+    if line.startswith("\x7fELF") or (
+        line.startswith("#!") and words and os.path.exists(words[0]) and line[-1] != "\r"
+    ):
+        return None
+    return f"its first line is {line[:80]!r}"
 
 
 def properties(environment: Mapping[str, str]) -> Iterator[Note]:

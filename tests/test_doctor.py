@@ -289,6 +289,16 @@ def test_script_that_is_not_there_or_has_a_blank_in_its_path(host: Host) -> None
     assert the(host.examine({PATH: "/opt/my gpus.sh"}), "script").problem.endswith("cannot be run")
 
 
+@pytest.mark.parametrize("first", ["echo 0", "#!/missing/sh", "#!/bin/sh\r", ""])
+def test_script_that_cannot_be_started(host: Host, first: str) -> None:
+    script = host.folder / "nvidia-gpu-discovery"
+    script.write_text(f"{first}\nexit 1\n")
+    script.chmod(0o755)
+    found = the(host.examine({PATH: script}), "script")
+    assert found.evidence == f"{host.line(PATH)}{PATH}: {script}: its first line is {first!r}"
+    assert "must name an interpreter" in found.remedy
+
+
 def test_folder_of_plugins_without_a_jar(host: Host) -> None:
     ours = host.folder / "plugins" / "ours"
     ours.mkdir()
@@ -402,7 +412,15 @@ def test_coordination_file_that_cannot_be_read(host: Host) -> None:
     host.ledger.write_text("rubbish\n")
     found = the(host.examine(), "coordination-file")
     assert found.evidence.startswith(f"{host.ledger}, line 1: cannot read 'rubbish'")
-    assert f"rm -f {host.ledger} {host.ledger}.lock" in found.remedy
+    assert found.remedy.endswith(f"rm {host.ledger} {host.ledger}.lock")
+
+
+def test_coordination_file_without_a_folder(host: Host) -> None:
+    missing = host.folder / "missing"
+    found = the(
+        host.examine({ARGS: f"--enable-coordination-mode --coordination-file {missing}/x"}), "coordination-file"
+    )
+    assert (found.evidence, found.remedy) == (f"{missing} is no folder", f"mkdir -p {missing}")
 
 
 def test_coordination_file_of_another_user(host: Host) -> None:
@@ -479,6 +497,7 @@ FAILED = (
     "STDOUT: ",
     "STDERR: no GPU today",
 )
+IGNORED = "The amount of the fpga;gpu should be configured. Will ignore that resource."
 FOUND = "2026-11-21 00:52:36,164 INFO  o.a.f.GPUDriver [] - Discover GPU resources: [GPU Device(0), GPU Device(1)]."
 
 
@@ -532,9 +551,23 @@ def test_task_manager_of_which_nothing_is_known_is_not_looked_at(host: Host, clu
 
 
 def test_task_manager_that_does_not_advertise_what_is_configured(host: Host, cluster: Cluster) -> None:
-    who = cluster.advertises(closed_port())
-    found = the(host.examine(), "cluster")
-    assert found.evidence == f"{cluster.url}/taskmanagers: {who} advertises no external resource"
+    port = closed_port()
+    who = cluster.advertises(port, fpga=1.0)
+    cluster.logs(port, FAILED[0].replace("Discovery script exit with 3.", IGNORED))
+    report = host.examine()
+    assert the(report, "not-advertised").evidence == (
+        f"{cluster.url}/taskmanagers: {who}: extendedResources has fpga=1; its log says: {IGNORED}"
+    )
+    assert [note.at for note in report.not_looked] == [f"what {who} found of 'fpga'"]
+
+
+def test_without_a_configuration_the_log_says_what_should_have_been_found(host: Host, cluster: Cluster) -> None:
+    port = closed_port()
+    cluster.advertises(port, gpu=1.0)
+    cluster.logs(port, f"INFO [] - Loading configuration property: {CLASS}, {FACTORY}", *FAILED)
+    done = call("--rest", cluster.url, EXTERNALRESOURCE_GPU_COORDINATION_FILE=str(host.ledger))
+    assert done.returncode == 1
+    assert "its log says: Discovery script exit with 3. | STDERR: no GPU today\n" in done.stdout
 
 
 def test_cluster_without_task_managers(host: Host, cluster: Cluster) -> None:
@@ -563,7 +596,9 @@ def test_other_server_at_the_address_is_not_looked_at(
 def test_address_that_is_named_wins(host: Host, cluster: Cluster) -> None:
     cluster.advertises(closed_port())
     host.settings["rest.port"] = closed_port()
-    assert the(host.examine(rest=f"{cluster.url}/"), "cluster").evidence.startswith(f"{cluster.url}/taskmanagers")
+    assert the(host.examine(rest=f"{cluster.url}/"), "not-advertised").evidence.startswith(
+        f"{cluster.url}/taskmanagers"
+    )
     with pytest.raises(ConfigurationError, match="http://host:8081, not 'localhost:8081'"):
         host.examine(rest="localhost:8081")
 
