@@ -38,6 +38,7 @@ __all__ = [
     "lives",
     "new_grant",
     "pid_here",
+    "program_of",
     "run_variable",
     "runs_around",
 ]
@@ -88,6 +89,11 @@ def is_here(owner: Owner) -> bool:
 def pid_here(owner: Owner) -> int | None:
     """Return the pid by which this process sees an owner, if it sees it."""
     return processes.pid_of(owner, processes.observer())
+
+
+def program_of(owner: Owner) -> str | None:
+    """Return the program that an owner runs, as far as this process sees it, without its arguments."""
+    return processes.program_of(owner, processes.observer())
 
 
 def lives(owner: Owner) -> bool:
@@ -168,7 +174,8 @@ class Coordination:
 
         with self._locked(deadline):
             claims, here = self._read(), processes.observer()
-            named = [claim for claim in claims if any(matching.same(claim, device) for device in given_back)]
+            his = [claim for claim in claims if holders.may_be(claim, owner.pid)]
+            named = [claim for claim in his if any(matching.same(claim, device) for device in given_back)]
             stay = {id(claim): [not is_his(holder) for holder in holders.of(claim, here)] for claim in named}
             self._write(claims, holders.narrowed(claims, lambda claim: stay.get(id(claim))))
         return sum(not all(each) for each in stay.values())
@@ -267,8 +274,8 @@ class Coordination:
 
     def _within(self, request: "_Request[D]", claims: Sequence[Claim]) -> "_Request[D]":
         """Return the request bounded by the devices of the run that it is made in, if that has any here."""
-        here = processes.observer()
         for grants in reversed(self._runs):
+            here = processes.observer()
             held = [(claim, each) for claim in claims for each in holders.of(claim, here) if each.grant in grants]
             living = [(claim, each) for claim, each in held if not self._dead(each, here)]
             if living:
@@ -331,13 +338,14 @@ class Coordination:
         if len(before) == len(after) and list(before) == list(after):
             return
         self._known = ledger.write(self.path, after), after
-        for name in holders.witnesses(before) - holders.witnesses(after):
+        were, are = holders.witnesses(before), holders.witnesses(after)
+        for name in were - are:
             if name in self._witnesses:
                 self._witnesses.pop(name).close()
             else:
                 witness.remove(self.path, name)
-        if holders.witnesses(before) or holders.witnesses(after):
-            witness.sweep(self.path, holders.witnesses(after))
+        if were or are:
+            witness.sweep(self.path, are)
 
     def _held(self, claims: Sequence[Claim]) -> list[tuple[Claim, list[Holding]]]:
         here = processes.observer()
@@ -404,7 +412,7 @@ class _Request(NamedTuple, Generic[D]):
 
 
 def _whole(run: Owner, amount: int) -> str:
-    return f"the {amount} that pid {run.pid} ({run.program}) has, inside of which this runs,"
+    return f"the {amount} that pid {run.pid} ({program_of(run)}) has, inside of which this runs,"
 
 
 def _choice(request: _Request[D], claims: Sequence[Claim], ahead: Sequence[Place]) -> list[D]:
@@ -436,7 +444,8 @@ def _refusal(request: _Request[D], claims: Sequence[Claim], free: int, ahead: Se
 
 
 def _holder(owner: Owner, held: Sequence[Claim], asker: Owner) -> str:
-    who = f"pid {owner.pid}" + (f" ({owner.program})" if owner.program else "")
+    program = program_of(owner)
+    who = f"pid {owner.pid}" + (f" ({program})" if program else "")
     since = held[0].details.get("since")
     when = f", since {since}" if since else ""
     itself = ", which asks again and would get further ones" if owner.same_process(asker) else ""

@@ -41,6 +41,11 @@ def of(claim: Claim, here: Observer) -> list[Owner]:
     return [_holder(claim.pid, claim.details), *(_holder(share["pid"], share) for share in _shares(claim))]
 
 
+def may_be(claim: Claim, pid: int) -> bool:
+    """Return whether a process of that pid may be a holder of the claim: a quick look, where there are many claims."""
+    return claim.pid == pid or any(share["pid"] == pid for share in claim.details.get("shares", ()))
+
+
 def since(claim: Claim) -> list[str | None]:
     """Return since when each of the holders has it."""
     return [record.get("since") for record in (claim.details, *_shares(claim))]
@@ -54,7 +59,9 @@ def last_grant(claim: Claim) -> str | None:
 
 def witnesses(claims: Iterable[Claim]) -> set[str]:
     """Return the names of the locks on which claims rest."""
-    return {record["witness"] for claim in claims for record in (claim.details, *_shares(claim)) if "witness" in record}
+    records = [claim.details for claim in claims]
+    records += [share for record in records if "shares" in record for share in record["shares"]]
+    return {record["witness"] for record in records if "witness" in record}
 
 
 def recorded(owner: Owner) -> dict[str, Any]:

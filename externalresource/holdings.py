@@ -3,7 +3,7 @@
 import os
 import re
 
-from externalresource.coordination import Holding, Owner, is_here, pid_here
+from externalresource.coordination import Holding, Owner, is_here, pid_here, program_of
 from externalresource.errors import ExternalResourceError
 
 
@@ -16,19 +16,11 @@ def row(holding: Holding) -> dict[str, object]:
         "state": "living" if holding.living else "dead",
         **({"share_of": pid_here(holding.share_of) or holding.share_of.pid} if holding.share_of else {}),
         "user": _user(holding.owner.uid),
-        "program": (pid and _program(pid)) or holding.owner.program,
+        "program": program_of(holding.owner),
         "since": holding.since,
         "container": _container(holding.owner, pid),
         "uuid": holding.claim.uuid,
     }
-
-
-def _program(pid: int) -> str | None:
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return None
 
 
 def _container(owner: Owner, pid: int | None) -> str | None:
@@ -56,7 +48,7 @@ def may_strike(holding: Holding, *, force: bool) -> bool:
     """Return True if the owner is dead, or the user insists and could end it as well; raise if not."""
     if not holding.living:
         return True
-    who = f"pid {holding.owner.pid} ({holding.owner.program or 'of an unknown program'})"
+    who = f"pid {holding.owner.pid} ({program_of(holding.owner) or 'of an unknown program'})"
     if not force:
         raise ExternalResourceError(f"{who} lives and holds {holding.claim.token}: end it, or use --force")
     if not _may_signal(pid_here(holding.owner)):

@@ -150,6 +150,13 @@ def pid_of(owner: Owner, here: Observer) -> int | None:
     return next((int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and _may_be(owner, pid, here)), None)
 
 
+def program_of(owner: Owner, here: Observer) -> str | None:
+    """Return what an owner runs now, else what it ran when it claimed: `externalresource run` becomes its command."""
+    pid = pid_of(owner, here)
+    stat = None if pid is None else _stat(pid)
+    return owner.program if stat is None else stat.program
+
+
 def _recycled(owner: Owner, stat: _Stat, here: Observer) -> bool:
     comparable = owner.start_time is not None and owner.time_namespace == here.time_namespace
     if comparable and owner.start_time != stat.start_time:

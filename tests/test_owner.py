@@ -15,7 +15,7 @@ import pytest
 
 from externalresource import owner
 from externalresource.errors import CoordinationError
-from externalresource.owner import Observer, Owner, gone, identify, observer, pid_of
+from externalresource.owner import Observer, Owner, gone, identify, observer, pid_of, program_of
 
 from .processes import NEW_PIDS, NEW_TIME, as_another_user, in_child, in_namespaces, mount
 
@@ -101,8 +101,16 @@ def test_identity_tells_what_it_saw(living: subprocess.Popen[bytes]) -> None:
         "pidfd_inode": who.pidfd_inode,
         "witness": None,
         "until_children_exit": False,
+        "grant": None,
     }
     assert who.start_time
+
+
+def test_program_of_an_owner_is_what_it_runs_now_or_else_what_it_ran(living: subprocess.Popen[bytes]) -> None:
+    claimed = dataclasses.replace(identify(living.pid), program="externalresourc")
+    assert program_of(claimed, observer()) == "sleep"
+    end(living)
+    assert program_of(claimed, observer()) == "externalresourc"
 
 
 def test_arguments_of_the_program_are_not_recorded() -> None:
