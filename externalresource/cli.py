@@ -31,6 +31,7 @@ externalresource discover                      what is here
 externalresource run gpu=1 -- python train.py  start a program on a GPU of its own
 externalresource status                        who holds what
 externalresource plugins                       which drivers are installed, and their options
+externalresource doctor                        why a Flink cluster has no GPUs
 externalresource demo                          see processes share a host
 
 RESOURCE is the name of an installed plugin (gpu) or an import path (package.module:Class).

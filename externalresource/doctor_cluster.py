@@ -150,7 +150,8 @@ def _held(one: _TaskManager, known: Known) -> int | None:
     if known.held is None or one.pid is None:
         return None
     try:
-        return sum(one.pid in (holding.owner.pid, pid_here(holding.owner)) for holding in known.held())
+        claims = [holding for holding in known.held() if holding.share_of is None]
+        return sum(one.pid in (holding.owner.pid, pid_here(holding.owner)) for holding in claims)
     except ExternalResourceError:  # of which the coordination file's own check tells
         return None
 

@@ -122,7 +122,7 @@ def coordination(resource: Written | None) -> Iterator[Note]:
         )
         yield Finding("coordination-file", ERROR, problem, str(error), remedy)
         return
-    yield from _dead(found.path, [holding for holding in held if not holding.living])
+    yield from _dead(found.path, _free(held))
     for holding in held:
         if holding.living and not holding.claim.details:  # a line of Flink's script, which has a pid and nothing else
             yield from _taken_over(found.path, holding)
@@ -232,6 +232,12 @@ def _foreign(path: str) -> Iterator[Finding]:
                 "--coordination-file /path",
             )
             return
+
+
+def _free(held: Collection[Holding]) -> list[Holding]:
+    """Return the claims of owners that have ended, and of which nobody has a share who lives."""
+    used = {holding.claim.token for holding in held if holding.living}
+    return [holding for holding in held if holding.share_of is None and holding.claim.token not in used]
 
 
 def _dead(path: str, dead: Collection[Holding]) -> Iterator[Finding]:

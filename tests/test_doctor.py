@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import pty
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -389,6 +391,20 @@ def test_stale_claims(host: Host) -> None:
     assert found.remedy == f"externalresource release --dead --coordination-file {host.ledger}"
 
 
+def test_claim_of_which_somebody_living_has_a_share_is_not_stale(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXTERNALRESOURCE_GPU_COORDINATION_FILE", str(host.ledger))
+    run = [sys.executable, "-m", "externalresource.cli", "run", "gpu=1", "--"]
+    inner = [*run, "sh", "-c", "echo $$; exec sleep 60 >&2"]
+    outer = f"import subprocess; print(subprocess.Popen({inner}, stdout=-1).stdout.readline().decode())"
+    done = subprocess.run([*run, sys.executable, "-c", outer], check=True, stdout=subprocess.PIPE, text=True)
+    try:
+        assert len(host.ledger.read_text().splitlines()) == 1
+        assert host.examine().findings == []
+    finally:
+        os.kill(int(done.stdout), signal.SIGKILL)
+    assert the(host.examine(), "stale-claims").evidence.startswith(f"{host.ledger}: 0 of pid ")
+
+
 def test_claim_whose_pid_is_another_process_now(host: Host) -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
         host.ledger.write_text(f"0 {child.pid}\n")
@@ -601,6 +617,35 @@ def test_address_that_is_named_wins(host: Host, cluster: Cluster) -> None:
     )
     with pytest.raises(ConfigurationError, match="http://host:8081, not 'localhost:8081'"):
         host.examine(rest="localhost:8081")
+
+
+# ---- the page -------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "doctor.md").read_text(encoding="utf-8")
+
+
+def test_page_shows_what_the_command_prints(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    configuration, console = (
+        re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)[0]
+        for language in ("yaml", "console")
+    )
+    command, expected = console.removeprefix("$ ").split("\n", 1)
+    assert command == "externalresource doctor conf"
+    for name in ("bin", "lib"):
+        (host.folder / name).rmdir()
+    monkeypatch.chdir(host.folder)
+    port = closed_port()
+    host.config.write_text(f"{configuration}rest.port: {port}\n")
+    said = call("conf").stdout
+    assert said.replace(f":{port}:", ":8081:").replace(f"{host.folder}/plugins", "/home/flink/plugins") == expected
+
+
+def test_page_tells_of_each_check() -> None:
+    rooms = (Path(doctor.__file__).parent).glob("doctor*.py")
+    source = "".join(path.read_text(encoding="utf-8") for path in rooms)
+    checks = set(re.findall(r'Finding\(\s*"([\w-]+)"', source)) | {"container-mask"}
+    told = {name for row in re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE) for name in re.findall("`(.*?)`", row)}
+    assert told - {"check"} == checks
 
 
 # ---- the command ----------------------------------------------------------------------------------
