@@ -19,6 +19,8 @@ import yaml
 
 OUR_SCRIPT = Path(sysconfig.get_path("scripts")) / "nvidia-gpu-discovery"
 
+DOCUMENTATION = Path(__file__).parents[2] / "docs"
+
 REAL_COORDINATION_FILE = Path("/var/tmp/flink-gpu-coordination")
 
 Settings = dict[str, str | int]
@@ -31,6 +33,13 @@ _HOSTS = (
     "taskmanager.host",
     "taskmanager.bind-host",
 )
+
+_SMALL: Settings = {
+    "jobmanager.memory.process.size": "768m",
+    "taskmanager.memory.process.size": "768m",
+    "taskmanager.memory.managed.size": "0m",
+    "taskmanager.numberOfTaskSlots": 1,
+}
 
 # Flink's own are inherited from whoever runs the tests, and so is a mask of devices.
 _FOREIGN = ("FLINK_", "HADOOP_", "CUDA_", "NVIDIA_", "EXTERNALRESOURCE_")
@@ -78,6 +87,8 @@ class Daemon:
 
     def __init__(self, script: Path, output: Path, environment: Mapping[str, str]) -> None:
         self.output = output
+        # Its process group has a leader of its own, so that it can be killed whole when the JVM is gone.
+        self._group = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "sleep", "infinity"], process_group=0)
         with output.open("wb") as stream:
             self._process = subprocess.Popen(
                 # Even if whoever runs the tests is killed, no JVM stays behind.
@@ -87,7 +98,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                process_group=self._group.pid,
             )
         self.pid = self._process.pid
 
@@ -105,9 +116,15 @@ class Daemon:
 
     def kill(self) -> None:
         """The JVM is gone as by kill -9, and so is all that its script or its plugins started."""
-        if self._process.returncode is None:
-            os.killpg(self.pid, signal.SIGKILL)
-            self._process.wait(timeout=30)
+        if self._group.returncode is None:
+            os.killpg(self._group.pid, signal.SIGKILL)
+            self._group.wait(timeout=30)
+        self._process.wait(timeout=30)
+
+    def kill_alone(self) -> None:
+        """The JVM is gone as by kill -9; whatever it started lives on as long as it likes, or until `kill`."""
+        self._process.kill()
+        self._process.wait(timeout=30)
 
     @property
     def lives(self) -> bool:
@@ -155,11 +172,23 @@ class Cluster:
         self, name: str, *, args: str | None, script: Path = OUR_SCRIPT, more: Settings | None = None
     ) -> Path:
         """A config.yaml of its own, complete: all the files that Flink ships lie beside it."""
+        return self._configure(name, _SMALL | _gpu(script, args) | (more or {}))
+
+    def configure_as(self, page: str, places: Mapping[str, Path], more: Settings | None = None) -> Path:
+        """The config.yaml that a page of the documentation shows, with what it names where that is here."""
+        text = (DOCUMENTATION / page).read_text()
+        [shown] = re.findall(r"^```yaml\n# config\.yaml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        settings = yaml.safe_load(shown)
+        assert places.keys() <= set(settings.values()), f"{page} must name each of {[*places]}"
+        here = {key: str(places.get(value, value)) for key, value in settings.items()}
+        here["external-resource.gpu.param.discovery-script.args"] += f" --coordination-file {self.coordination_file}"
+        return self._configure(page, {**here, **(more or {})})
+
+    def _configure(self, name: str, settings: Settings) -> Path:
         shipped = self._flink / "conf"
         path = shutil.copytree(shipped, self._folder / name) / "config.yaml"
         java = yaml.safe_load(path.read_text())["env"]["java"]["opts"]["all"]
-        settings = _settings(self._folder, java, *self._ports) | _gpu(script, args) | (more or {})
-        path.write_text(yaml.safe_dump(settings, width=10_000))
+        path.write_text(yaml.safe_dump(_settings(self._folder, java, *self._ports) | settings, width=10_000))
         return path
 
     def start_job_manager(self) -> None:
@@ -178,15 +207,13 @@ class Cluster:
         first, second = (task_manager.wait() for task_manager in living)
         return first, second
 
-    def submit(self, job: Path, python: Path, configuration: Path) -> str:
-        """What the client of a PyFlink job prints, once that has ended well."""
-        client = self._flink / "bin" / "flink"
-        command: list[str | Path] = [client, "run", "-pyexec", python, "-pyclientexec", python, "-py", job]
-        environment = self.environment | {"FLINK_CONF_DIR": str(configuration.parent)}
-        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=300)
+    def submit(self, *words: str | Path) -> None:
+        """`flink run` with these words has ended well."""
+        command = [self._flink / "bin" / "flink", "run", *words]
+        environment = self.environment | {"FLINK_CONF_DIR": str(self.configuration.parent)}
+        done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=120)
         causes = [line for line in (done.stdout + done.stderr).splitlines() if "Error" in line or "Caused" in line]
         assert done.returncode == 0, "\n".join(causes)
-        return done.stdout
 
     def claims(self) -> list[tuple[str, int]]:
         """The first two columns of the coordination file: a device's index and its owner's pid."""
@@ -233,10 +260,6 @@ def _settings(folder: Path, java: str, rpc_port: int, rest_port: int) -> Setting
         "cluster.registration.error-delay": "200 ms",
         "jobmanager.rpc.port": rpc_port,
         "rest.port": rest_port,
-        "jobmanager.memory.process.size": "768m",
-        "taskmanager.memory.process.size": "768m",
-        "taskmanager.memory.managed.size": "0m",
-        "taskmanager.numberOfTaskSlots": 1,
     }
     return settings | dict.fromkeys(_HOSTS, "localhost")
 
