@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -194,6 +195,19 @@ with {pool} as pool:
     rows = [line.split() for line in lines_of(tmp_path, environment | {"EXTERNALRESOURCE_GPU_SIMULATE": "1"}, program)]
     assert len({pid for pid, _ in rows}) == 3
     assert len({gpu for _, gpu in rows}) == 1
+
+
+def test_workers_inside_of_run_share_what_that_has(tmp_path: Path, environment: dict[str, str]) -> None:
+    program = f"""
+print(os.environ["CUDA_VISIBLE_DEVICES"])
+with ProcessPoolExecutor{OWN}, max_workers=2) as pool:
+    print(*pool.map(meet, [2] * 2), sep=",")
+"""
+    outer = [str(Path(sysconfig.get_path("scripts")) / "externalresource"), "run", "gpu=2", "--"]
+    command = [*outer, *write(tmp_path, program)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    shared, used = (set(line.split(",")) for line in done.stdout.splitlines())
+    assert used == shared
 
 
 def test_worker_that_is_killed_leaves_its_gpu_to_the_next(tmp_path: Path, environment: dict[str, str]) -> None:

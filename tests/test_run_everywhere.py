@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sysconfig
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import externalresource
+
+from .user_manager import user_manager
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "externalresource")
 JOBS = 6
@@ -26,19 +27,6 @@ echo "start $CUDA_VISIBLE_DEVICES $1" >> log
 sleep 0.05
 echo "end $CUDA_VISIBLE_DEVICES $1" >> log
 exit ${2:-0}
-"""
-
-# A user's manager, in a control group of its own: it moves all that is in its group.
-MANAGER = """
-set -e
-for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
-    [ -e $hierarchy/cgroup.procs ] || continue
-    mkdir $hierarchy/$1
-    echo $$ > $hierarchy/$1/cgroup.procs
-done
-mount -t tmpfs none /run
-mkdir -p /run/systemd/system
-exec env -i PATH="$PATH" HOME="$2" XDG_RUNTIME_DIR="$2" /usr/lib/systemd/systemd --user --unit=empty.target
 """
 
 
@@ -122,29 +110,8 @@ def check(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Yield the environment by which systemd-run finds a user's manager that runs for these tests."""
-    for tool in ("systemd-run", "systemctl", "unshare"):
-        needs(tool)
-    name = f"externalresource-tests-{os.getpid()}"
-    log = tmp_path_factory.mktemp("manager") / "log"
-    with tempfile.TemporaryDirectory() as home:  # the path of a socket has at most 107 characters
-        units = Path(home, ".config/systemd/user")
-        units.mkdir(parents=True)
-        (units / "empty.target").write_text("[Unit]\nDefaultDependencies=no\n", encoding="ascii")
-        start = ["unshare", "--mount", "--fork", "--kill-child", "sh", "-c", MANAGER, "sh", name, home]
-        environment = {"XDG_RUNTIME_DIR": home, "DBUS_SESSION_BUS_ADDRESS": ""}
-        with log.open("w") as output, subprocess.Popen(start, stdout=output, stderr=output) as process:
-            until(lambda: Path(home, "systemd/private").exists() or process.poll() is not None)
-            if process.poll() is not None:
-                pytest.skip(f"no manager of systemd can be started here: {log.read_text()[-300:].strip()}")
-            try:
-                yield environment
-            finally:
-                subprocess.run(["systemctl", "--user", "exit"], env=os.environ | environment, check=False)
-                process.wait(30)
-    for group in Path("/sys/fs/cgroup").glob(f"**/{name}"):
-        for inner in sorted(group.glob("**/"), reverse=True):
-            inner.rmdir()
+    with user_manager(tmp_path_factory.mktemp("manager") / "log") as environment:
+        yield environment
 
 
 def test_under_nohup(folder: Path) -> None:
