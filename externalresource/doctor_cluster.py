@@ -9,6 +9,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from http.client import HTTPException
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -73,7 +74,7 @@ def notes(url: str, resources: Mapping[str, Known]) -> Iterator[Note]:
     at = f"REST API {url}"
     try:
         found = [_read(entry) for entry in json.loads(_get(f"{url}/taskmanagers"))["taskmanagers"]]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
         yield NotLooked(at, _reason(error))
         return
     yield Looked(at)
@@ -170,7 +171,7 @@ def _read(entry: Mapping[str, Any]) -> _TaskManager:
 def _log(url: str, one: _TaskManager) -> str:
     try:
         return _get(f"{url}/taskmanagers/{quote(one.id, safe='')}/log")
-    except OSError:
+    except (OSError, HTTPException):
         return ""
 
 

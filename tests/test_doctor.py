@@ -22,12 +22,14 @@ import pytest
 from externalresource import doctor
 from externalresource.errors import ConfigurationError
 from externalresource.findings import ERROR, WARNING, Finding, Report
+from externalresource.task_manager import listens
 
 from .processes import NEW_PIDS, as_another_user, in_namespaces
 
 OUR_SCRIPT = Path(sysconfig.get_path("scripts")) / "nvidia-gpu-discovery"
 FACTORY = "org.apache.flink.externalresource.gpu.GPUDriverFactory"
 SERVICE = "META-INF/services/org.apache.flink.api.common.externalresource.ExternalResourceDriverFactory"
+NOBODYS = 1  # a port on which no TaskManager listens
 FOREIGN = ("FLINK_", "CUDA_", "NVIDIA_", "EXTERNALRESOURCE_")
 AMOUNT, CLASS = "external-resource.gpu.amount", "external-resource.gpu.driver-factory.class"
 PATH = "external-resource.gpu.param.discovery-script.path"
@@ -39,6 +41,7 @@ class Host:
     """A Flink that is as it should be, on a host with two GPUs, until a test spoils it."""
 
     folder: Path
+    closed_port: int
     settings: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,7 +55,7 @@ class Host:
             PATH: OUR_SCRIPT,
             ARGS: f"--enable-coordination-mode --coordination-file {self.ledger}",
             "rest.address": "localhost",
-            "rest.port": closed_port(),
+            "rest.port": self.closed_port,
         }
 
     @property
@@ -85,19 +88,23 @@ class Host:
         return f"{self.config}:{next(number for number, line in enumerate(lines, 1) if line.startswith(f'{key}:'))}: "
 
 
-def closed_port() -> int:
-    with socket.create_server(("localhost", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that somebody has, so that nobody else gets it, and on which nobody listens."""
+    with socket.socket() as keeper:
+        keeper.bind(("localhost", 0))
+        yield keeper.getsockname()[1]
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_port: int) -> Host:
     for name in os.environ:
         if name.startswith(FOREIGN):
             monkeypatch.delenv(name)
     monkeypatch.setenv("EXTERNALRESOURCE_GPU_SIMULATE", "2")
-    return Host(tmp_path)
+    found = Host(tmp_path, closed_port)
+    monkeypatch.setenv("EXTERNALRESOURCE_GPU_COORDINATION_FILE", str(found.ledger))
+    return found
 
 
 def the(report: Report, check: str) -> Finding:
@@ -142,10 +149,19 @@ def test_misspelt_coordination_flag(host: Host) -> None:
     assert found.severity == ERROR
     assert found.evidence == f"{host.line(ARGS)}{ARGS}: --enable-coordination"
     assert found.remedy.startswith("write --enable-coordination-mode instead of --enable-coordination")
-    assert host.examine({ARGS: "--enable-coordination-mode"}).findings == []
+    right = f"--enable-coordination-mode --coordination-file {host.ledger}"
+    assert host.examine({ARGS: right}).findings == []
     assert the(host.examine({ARGS: "--cordination-file /x"}), "coordination-flag").remedy.startswith(
         "write --coordination-file instead of --cordination-file"
     )
+
+
+def test_of_a_script_that_nobody_knows_only_flinks_documented_flag_is_told(host: Host) -> None:
+    script = host.folder / "gpus.sh"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    found = the(host.examine({PATH: script, ARGS: "--whatever --enable-coordination"}), "coordination-flag")
+    assert found.remedy.startswith("write --enable-coordination-mode instead of --enable-coordination")
 
 
 def test_our_script_knows_flinks_documented_flag_and_refuses_others_itself(host: Host) -> None:
@@ -212,8 +228,9 @@ def test_resource_that_is_not_listed(host: Host) -> None:
     assert found.remedy == "external-resources: gpu"
 
 
-def test_nothing_is_asked_for(host: Host) -> None:
-    host.settings = {"external-resources": "none", "rest.port": closed_port()}
+@pytest.mark.parametrize("none", ["none", "", "[]"])
+def test_nothing_is_asked_for(host: Host, none: str) -> None:
+    host.settings = {"external-resources": none, "rest.port": host.closed_port}
     assert the(host.examine(), "not-listed").remedy == "external-resources: gpu"
 
 
@@ -227,6 +244,15 @@ def test_what_a_strict_reading_refuses_is_told_and_the_rest_goes_on(host: Host) 
         f"{host.line(f'{listed}.gpu.amount')}{listed}.gpu.amount: unknown key, did you mean 'external-resources'?",
     ]
     assert "devices of 'gpu'" in report.looked
+
+
+def test_errors_stand_before_warnings_and_nothing_is_told_twice(host: Host) -> None:
+    host.ledger.write_text(f"0 {dead_pid()}\n")
+    both = {key.replace(".gpu.", ".big."): value for key, value in host.settings.items() if ".gpu." in key}
+    report = host.examine({**both, "external-resources": "gpu;big", "execution.target": "yarn-session", AMOUNT: 3})
+    assert [finding.check for finding in report.findings] == ["devices", "stale-claims"]
+    unread = {"external-resource.gpu.param.wait": 1}
+    assert [finding.severity for finding in host.examine(unread).findings] == [ERROR, WARNING, WARNING]
 
 
 def test_option_that_flinks_driver_does_not_read(host: Host) -> None:
@@ -391,8 +417,7 @@ def test_stale_claims(host: Host) -> None:
     assert found.remedy == f"externalresource release --dead --coordination-file {host.ledger}"
 
 
-def test_claim_of_which_somebody_living_has_a_share_is_not_stale(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EXTERNALRESOURCE_GPU_COORDINATION_FILE", str(host.ledger))
+def test_claim_of_which_somebody_living_has_a_share_is_not_stale(host: Host) -> None:
     run = [sys.executable, "-m", "externalresource.cli", "run", "gpu=1", "--"]
     inner = [*run, "sh", "-c", "echo $$; exec sleep 60 >&2"]
     outer = f"import subprocess; print(subprocess.Popen({inner}, stdout=-1).stdout.readline().decode())"
@@ -460,10 +485,10 @@ class Cluster:
     url: str
     answers: dict[str, str] = field(default_factory=dict)
 
-    def advertises(self, port: int, **resources: float) -> str:
+    def advertises(self, port: int, host: str = "localhost", **resources: float) -> str:
         one = {
             "id": f"localhost:{port}-a1b2c3",
-            "path": f"pekko.tcp://flink@localhost:{port}/user/rpc/taskmanager_0",
+            "path": f"pekko.tcp://flink@{host}:{port}/user/rpc/taskmanager_0",
             "totalResource": {"cpuCores": 1.0, "extendedResources": resources},
         }
         self.answers["/taskmanagers"] = json.dumps({"taskmanagers": [one]})
@@ -541,14 +566,31 @@ def test_gpus_that_a_task_manager_holds_are_no_problem(host: Host, cluster: Clus
 
 
 def test_log_says_why_a_task_manager_elsewhere_found_nothing(host: Host, cluster: Cluster) -> None:
-    port = closed_port()
+    port = NOBODYS
     who = cluster.advertises(port, gpu=2.0)
     cluster.logs(port, *FAILED)
     found = the(host.examine(), "undiscovered")
     assert found.evidence.startswith(f"{cluster.url}/taskmanagers: {who}: extendedResources gpu=2; ")
     assert found.evidence.endswith("its log says: Discovery script exit with 3. | STDERR: no GPU today")
-    cluster.logs(port, *FAILED, "INFO Enabled external resources: [gpu]", FOUND)
+    again = "INFO Enabled external resources: [gpu]"
+    cluster.logs(port, *FAILED, again, FOUND)
     assert host.examine().findings == []
+    cluster.logs(port, FOUND, again, *FAILED)
+    assert the(host.examine(), "undiscovered").severity == ERROR
+
+
+def test_task_manager_elsewhere_is_not_taken_for_one_here_with_the_same_port(host: Host, cluster: Cluster) -> None:
+    with task_manager() as (_pid, port):
+        cluster.advertises(port, host="192.0.2.1", gpu=2.0)  # of a network that nobody has
+        cluster.logs(port, FOUND)
+        assert host.examine().findings == []
+
+
+def test_port_is_that_of_the_process_that_listens_on_it() -> None:
+    with socket.create_server(("localhost", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        assert listens(os.getpid(), server.getsockname()[1])
+        assert not listens(os.getpid(), client.getsockname()[1])
+        assert not listens(os.getppid(), server.getsockname()[1])
 
 
 def test_gpus_that_the_coordination_file_does_not_know(host: Host, cluster: Cluster) -> None:
@@ -560,14 +602,14 @@ def test_gpus_that_the_coordination_file_does_not_know(host: Host, cluster: Clus
 
 
 def test_task_manager_of_which_nothing_is_known_is_not_looked_at(host: Host, cluster: Cluster) -> None:
-    who = cluster.advertises(closed_port(), gpu=1.0)
+    who = cluster.advertises(NOBODYS, gpu=1.0)
     report = host.examine()
     assert report.findings == []
     assert [note.at for note in report.not_looked] == [f"what {who} found of 'gpu'"]
 
 
 def test_task_manager_that_does_not_advertise_what_is_configured(host: Host, cluster: Cluster) -> None:
-    port = closed_port()
+    port = NOBODYS
     who = cluster.advertises(port, fpga=1.0)
     cluster.logs(port, FAILED[0].replace("Discovery script exit with 3.", IGNORED))
     report = host.examine()
@@ -578,10 +620,10 @@ def test_task_manager_that_does_not_advertise_what_is_configured(host: Host, clu
 
 
 def test_without_a_configuration_the_log_says_what_should_have_been_found(host: Host, cluster: Cluster) -> None:
-    port = closed_port()
+    port = NOBODYS
     cluster.advertises(port, gpu=1.0)
     cluster.logs(port, f"INFO [] - Loading configuration property: {CLASS}, {FACTORY}", *FAILED)
-    done = call("--rest", cluster.url, EXTERNALRESOURCE_GPU_COORDINATION_FILE=str(host.ledger))
+    done = call("--rest", cluster.url)
     assert done.returncode == 1
     assert "its log says: Discovery script exit with 3. | STDERR: no GPU today\n" in done.stdout
 
@@ -609,9 +651,25 @@ def test_other_server_at_the_address_is_not_looked_at(
     assert report.not_looked[0].because.startswith(because)
 
 
+def test_server_that_speaks_no_http_is_not_looked_at(host: Host) -> None:
+    with socket.create_server(("localhost", 0)) as server:
+        host.settings["rest.port"] = server.getsockname()[1]
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        other = threading.Thread(target=answer)
+        other.start()
+        [note] = host.examine().not_looked
+        other.join()
+    assert note.because == "what answers there is not Flink"
+
+
 def test_address_that_is_named_wins(host: Host, cluster: Cluster) -> None:
-    cluster.advertises(closed_port())
-    host.settings["rest.port"] = closed_port()
+    cluster.advertises(NOBODYS)
+    host.settings["rest.port"] = host.closed_port
     assert the(host.examine(rest=f"{cluster.url}/"), "not-advertised").evidence.startswith(
         f"{cluster.url}/taskmanagers"
     )
@@ -634,10 +692,12 @@ def test_page_shows_what_the_command_prints(host: Host, monkeypatch: pytest.Monk
     for name in ("bin", "lib"):
         (host.folder / name).rmdir()
     monkeypatch.chdir(host.folder)
-    port = closed_port()
-    host.config.write_text(f"{configuration}rest.port: {port}\n")
+    host.config.write_text(f"{configuration}rest.port: {host.closed_port}\n")
     said = call("conf").stdout
-    assert said.replace(f":{port}:", ":8081:").replace(f"{host.folder}/plugins", "/home/flink/plugins") == expected
+    assert (
+        said.replace(f":{host.closed_port}:", ":8081:").replace(f"{host.folder}/plugins", "/home/flink/plugins")
+        == expected
+    )
 
 
 def test_page_tells_of_each_check() -> None:
@@ -705,7 +765,7 @@ def test_command_tells_programs_the_same(host: Host) -> None:
 
 
 def test_without_a_configuration_the_host_is_looked_at(host: Host) -> None:
-    done = call(EXTERNALRESOURCE_GPU_COORDINATION_FILE=str(host.ledger))
+    done = call()
     assert done.returncode == 0
     assert "not looked at: Flink's configuration: no configuration is named, and neither FLINK_CONF_DIR " in done.stdout
     assert done.stdout.endswith(
@@ -714,7 +774,7 @@ def test_without_a_configuration_the_host_is_looked_at(host: Host) -> None:
 
 
 def test_configuration_that_is_not_there_is_a_problem(host: Host) -> None:
-    done = call("/missing/config.yaml", EXTERNALRESOURCE_GPU_COORDINATION_FILE=str(host.ledger))
+    done = call("/missing/config.yaml")
     assert done.returncode == 1
     assert "  evidence: /missing/config.yaml cannot be read: No such file or directory\n" in done.stdout
 
