@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from externalresource import flink_files
-from externalresource.demo_flink_process import Process
+from externalresource.demo_flink_process import Guard, Process
 from externalresource.errors import ExternalResourceError
 
 _JOB = "externalresource.demo_flink_job"
@@ -74,6 +74,7 @@ class Flink:
         self._bin = os.path.join(home, "bin")
         self._folder = folder
         self._environment = _environment(folder)
+        self._guard = Guard()
         self._processes: list[Process] = []
         self._client: Process
         _configure(os.path.join(home, "conf"), folder, gpu_configuration)
@@ -97,14 +98,13 @@ class Flink:
         return [Report(**report) for report in json.loads(self._line(self._client, '"answers"'))]
 
     def close(self) -> None:
-        for process in self._processes:
-            process.kill()
+        self._guard.close()
         for process in self._processes:
             process.wait()
 
     def _start(self, name: str, script: str, *words: str) -> Process:
         output = os.path.join(self._folder, f"{len(self._processes)}-{script}.out")
-        process = Process(name, [os.path.join(self._bin, script), *words], output, self._environment)
+        process = Process(name, [os.path.join(self._bin, script), *words], output, self._environment, self._guard)
         self._processes.append(process)
         return process
 

@@ -1,6 +1,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,15 +9,17 @@ import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from externalresource import demo
+from externalresource import demo, demo_digits, demo_flink, demo_flink_host
 from externalresource.demo_gpus import Gpus
 from externalresource.demo_host import Host, Report
 from externalresource.errors import ConfigurationError, ExternalResourceError
 
 _DEMO = "import sys; from externalresource import demo; sys.exit(demo.run(*map(int, sys.argv[1:])))"
+_COMMAND = "import sys; from externalresource.cli import main; sys.argv[1:1] = ['demo', '--flink']; main()"
 _ROW = re.compile(r"^  (\d+) +(\d+) +([\d,]+) +(\S+) +([\d.]+)%$", re.MULTILINE)
 
 # Two GPUs, in the columns that are asked for.
@@ -48,7 +51,7 @@ class TaskManager:
     accuracy: float
 
 
-def _start(folder: Path, *arguments: int, code: str = _DEMO, **environment: str) -> "subprocess.Popen[str]":
+def _start(folder: Path, *arguments: int | str, code: str = _DEMO, **environment: str) -> "subprocess.Popen[str]":
     own = {name: value for name, value in os.environ.items() if not name.startswith("EXTERNALRESOURCE_")}
     settings = {"TMPDIR": str(folder), "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"} | environment
     return subprocess.Popen(
@@ -202,3 +205,142 @@ def test_demo_of_nothing_is_refused(task_managers: int, gpus: int) -> None:
     with pytest.raises(ConfigurationError):
         demo.run(task_managers, gpus)
     assert issubclass(ConfigurationError, ExternalResourceError)
+
+
+class StandInFlink:
+    """A package `pyflink` in a folder: its scripts are shell scripts, and so is java."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        home = folder / "packages" / "pyflink"
+        for name in ("bin", "conf"):
+            (home / name).mkdir(parents=True)
+        (home / "__init__.py").touch()
+        (home / "version.py").write_text("__version__ = '0'\n")
+        (home / "conf" / "config.yaml").write_text("env.java.opts.all: -ea\n")
+        self._scripts = home / "bin"
+        self._tools = folder / "tools"
+        self._tools.mkdir()
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        self.say("jobmanager.sh", "sleep 60")
+        self.say("taskmanager.sh", "echo 'Discover GPU resources: [GPU Device(0)].'", *_MEMBER)
+        _executable(self._tools / "java", "exit 1")
+
+    def say(self, script: str, *lines: str) -> None:
+        _executable(self._scripts / script, *lines)
+
+    def start(self, *arguments: int | str, path: str | None = None, **environment: str) -> "subprocess.Popen[str]":
+        pytest.importorskip("sklearn", reason="the demo needs externalresource[demo]")
+        settings = {
+            "PATH": path or f"{self._tools}:{os.environ['PATH']}",
+            "PYTHONPATH": str(self._folder / "packages"),
+            "EXTERNALRESOURCE_GPU_SIMULATE": "0",
+            "JAVA_HOME": "",
+        }
+        return _start(self.temporary, *arguments, code=_COMMAND, **settings | environment)
+
+    def complaint(self, *arguments: int | str, **environment: Any) -> str:
+        """The one line of a demo that failed, and left nothing behind."""
+        process = self.start(*arguments, **environment)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        _assert_nothing_is_left(self.temporary, process.pid)
+        (line,) = err.splitlines()
+        assert line.startswith("externalresource: ")
+        return line.removeprefix("externalresource: ")
+
+
+# What a TaskManager says, and what it started stays with it.
+_MEMBER = ("echo Successful registration at resource manager", "sleep 60 & sleep 60")
+
+
+def _executable(path: Path, *lines: str) -> None:
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> StandInFlink:
+    return StandInFlink(tmp_path)
+
+
+def test_without_apache_flink_one_line_says_what_to_install(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="the demo needs externalresource[demo]")
+    with _start(tmp_path, code=f"import sys; sys.modules['pyflink'] = None; {_COMMAND}") as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "")
+    assert err == "externalresource: apache-flink is missing: pip install 'externalresource[demo,flink]'\n"
+
+
+def test_python_without_an_apache_flink_is_told_from_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyflink", None)
+    monkeypatch.setattr(demo_flink_host, "_NEWEST_PYTHON", (3, 10))
+    with pytest.raises(ExternalResourceError, match=r"^apache-flink installs on Python 3\.10 or older, "):
+        demo_flink_host.check_installed()
+
+
+def test_without_java_one_line_says_what_to_install(stand_in: StandInFlink) -> None:
+    remedy = "sudo apt-get install default-jre-headless"
+    assert stand_in.complaint(path="/nowhere") == f"Flink needs Java, but java is not on PATH: {remedy}"
+    wrong = "JAVA_HOME, /nowhere, has no bin/java"
+    assert stand_in.complaint(JAVA_HOME="/nowhere") == f"Flink needs Java, but {wrong}: {remedy}"
+
+
+def test_job_manager_that_ends_is_an_error_with_its_last_words(stand_in: StandInFlink) -> None:
+    stand_in.say("taskmanager.sh", "sleep 60")
+    stand_in.say("jobmanager.sh", "echo starting", "echo java.net.BindException: in use; echo '  at a.b(C)'", "exit 1")
+    assert stand_in.complaint() == "the JobManager failed: java.net.BindException: in use"
+
+
+def test_task_manager_without_a_gpu_is_an_error_with_the_reason(stand_in: StandInFlink) -> None:
+    stand_in.say("taskmanager.sh", "echo 'STDERR: 1 wanted, 0 of 2 free'", *_MEMBER)
+    assert stand_in.complaint() == "TaskManager 1 got no GPU: 1 wanted, 0 of 2 free"
+
+
+def test_gpu_given_to_two_task_managers_of_flink_is_an_error(stand_in: StandInFlink) -> None:
+    assert stand_in.complaint() == "one GPU was given to two TaskManagers: 0, 0"
+
+
+def test_job_that_fails_is_an_error_with_what_python_said(stand_in: StandInFlink) -> None:
+    said = ("echo a.b.DiscoveryError: no TaskManager", "echo Caused by: java.lang.RuntimeException: oh", "exit 1")
+    stand_in.say("flink", *said)
+    assert stand_in.complaint("--task-managers", 1) == "the job failed: a.b.DiscoveryError: no TaskManager"
+
+
+def test_operator_that_is_told_another_gpu_is_an_error(stand_in: StandInFlink) -> None:
+    report = '[{"number":1,"pid":2,"task_manager":3,"devices":["1"],"library":"numpy","answers":[]}]'
+    stand_in.say("flink", "echo Job has been submitted", f"echo '{report}'", "sleep 60")
+    told = stand_in.complaint("--task-managers", 1)
+    assert re.fullmatch(
+        r"by their pids, the TaskManagers have GPUs \{\d+: \['0'\]\}, but operators were told \{3: \['1'\]\}", told
+    )
+
+
+def test_digit_that_is_not_read_is_an_error() -> None:
+    pytest.importorskip("sklearn", reason="the demo needs externalresource[demo]")
+    _, unread = demo_digits.learned_and_unread(0)
+    report = demo_flink_host.Report(1, 2, 3, ["0"], "numpy", [(0, 7)])
+    with pytest.raises(ExternalResourceError, match=r"^the job read only 1 of 597 digits$"):
+        demo_flink._show_answers([report], unread, print)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_flink_ends_with_the_demo_however_that_ends(number: signal.Signals, stand_in: StandInFlink) -> None:
+    stand_in.say("flink", "sleep 60 & sleep 60")
+    with stand_in.start("--task-managers", 1) as process:
+        assert process.stdout
+        assert any("Submitting" in line for line in process.stdout)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    killed = number is signal.SIGKILL
+    assert process.returncode == (-number if killed else 130)
+    if killed:
+        shutil.rmtree(next(stand_in.temporary.iterdir()))
+    _assert_nothing_is_left(stand_in.temporary, process.pid)
+
+
+@pytest.mark.parametrize(("task_managers", "gpus"), [(3, 2), (0, 2), (-1, 2)])
+def test_flink_is_not_started_where_a_gpu_would_be_missing(task_managers: int, gpus: int) -> None:
+    with pytest.raises(ConfigurationError, match=r"^each TaskManager of Flink needs a GPU: "):
+        demo_flink.run(task_managers, gpus)
