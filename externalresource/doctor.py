@@ -52,7 +52,7 @@ def _notes(
     found = [*doctor_configuration.findings(settings, file)]
     yield from found
     told = {finding.check for finding in found}
-    yield from _complaints(file, overrides, settings, told)
+    yield from _complaints(file, overrides, settings)
     resources = configuration.written(settings)
     yield from _installation(resources, os.path.dirname(file), environment)
     for note in _host(resources, settings, environment):
@@ -89,11 +89,11 @@ def _two_files(used: str, other: str) -> Finding:
     )
 
 
-def _complaints(file: str, overrides: Sequence[str], settings: Settings, told: set[str]) -> Iterator[Finding]:
+def _complaints(file: str, overrides: Sequence[str], settings: Settings) -> Iterator[Finding]:
     """Yield what else a strict reading refuses: what was told already is mended first, so that the rest is seen."""
     resources = configuration.written(settings)
     mended = [f"external-resource.{resource.name}.amount=1" for resource in resources]
-    if not resources and "not-listed" in told:
+    if doctor_configuration.asks_for_nothing(settings):
         mended.append("external-resources=none")
     for message, refused in configuration.complaints(file, overrides=[*overrides, *mended]):
         yield Finding(

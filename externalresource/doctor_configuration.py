@@ -73,6 +73,12 @@ def coordination_file(resource: Written, default: str) -> str | None:
     return default
 
 
+def asks_for_nothing(settings: Settings) -> bool:
+    """Return whether the list of resources is missing, or is meant to be empty."""
+    listed = settings.get("external-resources")
+    return text(listed) in ("", "none", "[]")
+
+
 def findings(settings: Settings, place: str) -> Iterator[Finding]:
     """Yield what is wrong with the settings; `place` is the file that has them."""
     resources = configuration.written(settings)
@@ -87,7 +93,7 @@ def _not_listed(settings: Settings, resources: Sequence[Written], place: str) ->
     lost = configuration.unlisted(settings)
     listed = settings.get("external-resources")
     seen = evidence("external-resources", listed) if listed else f"{place}: external-resources is not set"
-    if not resources and not lost and (listed is None or text(listed) in ("", "none", "[]")):
+    if not lost and asks_for_nothing(settings):
         yield Finding("not-listed", ERROR, "Flink is asked for no resource at all", seen, "external-resources: gpu")
     for name, own in lost.items():
         names = ";".join([*(resource.name for resource in resources), name])

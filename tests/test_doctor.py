@@ -262,6 +262,34 @@ def test_option_that_flinks_driver_does_not_read(host: Host) -> None:
     assert found.remedy == f"{ARGS}: --enable-coordination-mode"
 
 
+def test_configuration_of_task_managers_in_python_is_as_good(host: Host) -> None:
+    (host.folder / "lib").rmdir()
+    option = "external-resource.gpu.param.min-memory"
+    settings = {CLASS: "gpu", PATH: None, ARGS: "--enable-coordination-mode --name 'A100'", option: 1}
+    both = {key.replace(".gpu.", ".big."): value for key, value in settings.items()}
+    more = {"external-resources": "gpu;big", "external-resource.big.amount": 1}
+    assert host.examine({**settings, **both, **more}).findings == []
+    assert host.examine({option: 10**6}).findings[0].check == "devices"
+
+
+def test_script_of_a_task_manager_in_python_is_looked_at_like_flinks(host: Host) -> None:
+    script = host.folder / "nvidia-gpu-discovery"
+    script.write_text("#!/bin/sh\n")
+    (host.folder / "lib").rmdir()
+    assert the(host.examine({CLASS: "gpu", PATH: script}), "script").remedy == f"chmod a+x {script}"
+    foreign = script.rename(host.folder / "gpus.sh")
+    foreign.chmod(0o755)
+    report = host.examine({PATH: foreign, ARGS: "--whatever"})
+    assert (report.findings, "devices of 'gpu'" in report.looked) == ([], False)
+
+
+def test_list_that_is_one_name_in_quotes(host: Host) -> None:
+    host.config.with_name("flink-conf.yaml").write_text(f'external-resources: "gpu;fpga"\n{AMOUNT}: 1\n')
+    report = doctor.examine(str(host.config.parent), rest=f"http://localhost:{host.closed_port}")
+    assert [finding.check for finding in report.findings] == ["not-listed", "configuration", "configuration"]
+    assert "'gpu;fpga', one name with ';' in it: join names by ';', unquoted" in report.findings[1].evidence
+
+
 def test_quotes_that_no_shell_removes(host: Host) -> None:
     found = the(host.examine({ARGS: "--name 'A100'"}), "quotes")
     assert found.evidence == f"{host.line(ARGS)}{ARGS}: --name 'A100'"
@@ -563,6 +591,23 @@ def test_gpus_that_a_task_manager_holds_are_no_problem(host: Host, cluster: Clus
         command: list[object] = [OUR_SCRIPT, 1, *str(host.settings[ARGS]).split(), "--owner-pid", pid]
         subprocess.run([*map(str, command)], check=True, capture_output=True)
         assert host.examine().findings == []
+
+
+def test_share_of_a_device_is_not_another_device(host: Host, cluster: Cluster) -> None:
+    with task_manager() as (pid, port):
+        cluster.advertises(port, gpu=2.0)
+        host.ledger.write_text(f'0 {pid} {{"uuid":"GPU-1","shares":[{{"pid":{pid}}}]}}\n')
+        assert f"{host.ledger} has 1 of that pid" in the(host.examine(), "undiscovered").evidence
+
+
+def test_cluster_is_not_looked_for_behind_a_proxy(
+    host: Host, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://localhost:{host.closed_port}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    cluster.answers["/taskmanagers"] = '{"taskmanagers": []}'
+    assert f"REST API {cluster.url}" in host.examine().looked
 
 
 def test_log_says_why_a_task_manager_elsewhere_found_nothing(host: Host, cluster: Cluster) -> None:
