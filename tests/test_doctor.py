@@ -740,7 +740,7 @@ def test_page_shows_what_the_command_prints(host: Host, monkeypatch: pytest.Monk
     host.config.write_text(f"{configuration}rest.port: {host.closed_port}\n")
     said = call("conf").stdout
     assert (
-        said.replace(f":{host.closed_port}:", ":8081:").replace(f"{host.folder}/plugins", "/home/flink/plugins")
+        said.replace(f":{host.closed_port}:", ":8081:").replace(f"{host.folder}/plugins", "/opt/flink/plugins")
         == expected
     )
 
