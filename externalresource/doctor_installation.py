@@ -121,23 +121,28 @@ def plugins(resources: Iterable[Written], flink: str | None, environment: Mappin
     if not folder:
         yield NotLooked("plugins folder", "neither FLINK_PLUGINS_DIR nor FLINK_HOME is set")
         return
-    yield Looked(f"plugins folder {folder}")
     if not os.path.isdir(folder):
         remedy = "set FLINK_PLUGINS_DIR to the folder plugins of your Flink"
+        yield Looked(f"plugins folder {folder}")
         yield Finding("plugins", ERROR, "Flink finds no driver at all", f"{folder} is no folder", remedy)
         return
+    try:
+        content = {entry.path: sorted(os.listdir(entry.path)) for entry in os.scandir(folder) if entry.is_dir()}
+    except OSError as error:
+        yield NotLooked(f"plugins folder {folder}", f"{error.filename}: {error.strerror}")
+        return
+    yield Looked(f"plugins folder {folder}")
     known: list[str] = []
-    for plugin in sorted(entry.path for entry in os.scandir(folder) if entry.is_dir()):
-        jars = [os.path.join(plugin, name) for name in sorted(os.listdir(plugin)) if name.endswith(".jar")]
+    for plugin, names in sorted(content.items()):
+        jars = [os.path.join(plugin, name) for name in names if name.endswith(".jar")]
         if not jars:
-            yield _without_jar(plugin)
+            yield _without_jar(plugin, names)
         known += [factory for jar in jars for factory in _factories(jar)]
     for resource in resources:
         yield from _unknown(resource, known, folder)
 
 
-def _without_jar(folder: str) -> Finding:
-    names = sorted(os.listdir(folder))
+def _without_jar(folder: str, names: Sequence[str]) -> Finding:
     content = f"only {', '.join(names[:_SHOWN])}" if names else "nothing"
     return Finding(
         "plugins",

@@ -21,7 +21,7 @@ import pytest
 
 from externalresource import doctor
 from externalresource.errors import ConfigurationError
-from externalresource.findings import ERROR, WARNING, Finding, Report
+from externalresource.findings import ERROR, WARNING, Finding, NotLooked, Report
 from externalresource.task_manager import listens
 
 from .processes import NEW_PIDS, as_another_user, in_namespaces
@@ -367,6 +367,16 @@ def test_folder_of_plugins_without_a_jar(host: Host) -> None:
 def test_plugins_folder_that_is_not_known_is_not_looked_at(host: Host) -> None:
     (host.folder / "lib").rmdir()
     assert [note.at for note in host.examine().not_looked] == ["plugins folder", host.examine().not_looked[1].at]
+
+
+def test_plugins_folder_of_another_user_is_not_looked_at(host: Host) -> None:
+    secret = host.folder / "plugins" / "secret"
+    secret.mkdir(0o700)
+    host.write()
+    for folder in (host.folder, *host.folder.parents[:2]):
+        folder.chmod(0o755)
+    notes = as_another_user(lambda: doctor.examine(str(host.config))).not_looked
+    assert NotLooked(f"plugins folder {secret.parent}", f"{secret}: Permission denied") in notes
 
 
 def test_plugins_folder_that_is_none(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
