@@ -11,7 +11,7 @@ import pytest
 
 import externalresource
 
-from .rig import OUR_SCRIPT, Cluster, TaskManager, stand_in
+from .rig import DOCUMENTATION, OUR_SCRIPT, Cluster, TaskManager, stand_in
 
 pytestmark = [
     pytest.mark.engines,
@@ -28,6 +28,13 @@ Pair = tuple[TaskManager, TaskManager]
 def test_two_task_managers_hold_disjoint_devices(cluster: Cluster, pair: Pair) -> None:
     assert sorted(pair[0].devices + pair[1].devices) == ["0", "1"]
     assert cluster.claims() == held_by(*pair)
+
+
+def test_the_logs_name_the_devices_where_the_page_looks_for_them(cluster: Cluster, pair: Pair) -> None:
+    [command] = re.findall(r"^\$ (grep .*)$", (DOCUMENTATION / "flink.md").read_text(), re.MULTILINE)
+    logs = Path(cluster.environment["FLINK_LOG_DIR"])
+    done = subprocess.run(command, shell=True, cwd=logs.parent, check=True, capture_output=True, text=True)
+    assert sorted(re.findall(r"GPU Device\((.)\)", done.stdout)) == ["0", "1"]
 
 
 def test_a_claim_names_the_device_beyond_its_index(cluster: Cluster, pair: Pair) -> None:

@@ -1,6 +1,7 @@
 """Operators of real jobs, in Java and in Python, are told the GPUs that their TaskManager holds, and nobody else."""
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -14,11 +15,17 @@ from observer import doubles
 from .conftest import python_of
 from .environments import run
 from .reports import Observer, last, lives, read, told
-from .rig import Cluster, TaskManager
+from .rig import DOCUMENTATION, Cluster, TaskManager
 
 HERE = Path(__file__).parent
 PYTHON_JOB = HERE / "which_gpu.py"
 ENDLESS = str(10**12)
+PAGE = """\
+import org.apache.flink.api.common.externalresource.ExternalResourceInfo;
+import org.apache.flink.api.common.functions.*;
+
+abstract class Page extends RichMapFunction<Long, Long> {{ {} }}
+"""
 
 pytestmark = [
     pytest.mark.engines,
@@ -32,9 +39,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def java_job(flink: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
-    """The words that run WhichGpu.java, compiled against this Flink."""
+    """The words that run WhichGpu.java, compiled against this Flink, as is what docs/flink.md shows."""
     folder = tmp_path_factory.mktemp("java")
-    run("javac", "--class-path", f"{flink}/lib/*", "-d", folder / "classes", HERE / "WhichGpu.java")
+    [shown] = re.findall(r"^```java\n(.*?)^```$", (DOCUMENTATION / "flink.md").read_text(), re.DOTALL | re.MULTILINE)
+    page = folder / "Page.java"
+    page.write_text(PAGE.format(shown))
+    run("javac", "--class-path", f"{flink}/lib/*", "-d", folder / "classes", HERE / "WhichGpu.java", page)
     archive = shutil.make_archive(str(folder / "job"), "zip", folder / "classes")
     return ["--class", "WhichGpu", Path(archive).rename(folder / "job.jar")]
 
