@@ -131,7 +131,7 @@ def _held(
             f"the {resource.amount} of its configuration; if its discovery script failed, its log says why"
         )
     if exclusive is not None:
-        claims = flink_shares.take(path, holdings, mine, found.pid, exclusive)
+        claims = flink_shares.take(path, mine, found.pid, exclusive)
     else:
         claims = flink_shares.own(holdings, found.pid) or [holding.claim for holding in mine]
     return frozenset(_info(claim) for claim in claims)

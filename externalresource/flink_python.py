@@ -36,7 +36,7 @@ def main() -> "NoReturn":
 
         try:
             variables |= flink.environment(found, _exclusive(asked))
-            variables |= flink_shares.keep_over_exec()
+            variables |= flink_shares.keep_over_exec(found.pid)
         except ExternalResourceError as error:
             sys.exit(f"externalresource-python: {error}")
     os.execve(sys.executable, [sys.executable, *words], variables)  # noqa: S606 - to become Python is the point

@@ -1,9 +1,13 @@
 """A Python worker's own share of its TaskManager's devices: two workers of one TaskManager never have the same one.
 
-A share is a holder in the TaskManager's own line of the coordination file, and gone with the worker.
+A share is a holder in the TaskManager's own line of the coordination file, and gone with the worker. Most workers of
+PyFlink do not end when their TaskManager is killed, and would keep their share for ever: those that have one are ended.
 """
 
+import contextlib
 import os
+import select
+import signal
 import threading
 from collections.abc import Sequence
 
@@ -13,6 +17,7 @@ from externalresource.errors import ConfigurationError
 from externalresource.grants import Grants
 
 _PATIENCE = 10.0  # seconds: a worker of the job before may end at this moment
+_GRACE = 5.0  # seconds that a worker has to end by itself when its TaskManager has
 
 #: What this process has, by coordination file; it ends with the process.
 _grants: dict[str, Grants] = {}
@@ -29,11 +34,11 @@ def own(held: Sequence[Holding], manager: int) -> list[Claim]:
     return list({holding.claim.token: holding.claim for holding in shares}.values())
 
 
-def take(path: str, held: Sequence[Holding], mine: Sequence[Holding], manager: int, amount: int) -> list[Claim]:
+def take(path: str, mine: Sequence[Holding], manager: int, amount: int) -> list[Claim]:
     """Return `amount` devices that are this worker's own, taken now of the TaskManager's as far as it has not so many.
 
-    `held` is all that the file at `path` tells, `mine` what of it is the TaskManager's. ConfigurationError if there
-    could never be so many, NotEnoughDevicesError if other workers still have them after 10 s.
+    `mine` is what the TaskManager holds by the file at `path`. ConfigurationError if there could never be so many,
+    NotEnoughDevicesError if other workers still have them after 10 s.
     """
     if os.getpid() == manager:
         raise ConfigurationError(
@@ -44,23 +49,55 @@ def take(path: str, held: Sequence[Holding], mine: Sequence[Holding], manager: i
     if amount > len(mine):
         raise ConfigurationError(f"{amount} exclusive devices wanted, the TaskManager has {len(mine)}")
     with _one_at_a_time:
-        has = own(held, manager)
-        wanted = amount - len(has)
-        if wanted > 0:
-            has += _grants_of(path, mine).claim([holding.claim for holding in mine], wanted, wait=_PATIENCE)
+        grants = _grants.get(path) or Grants(Coordination(path, mine[0].claim.details["class"], runs=[_names(mine)]))
+        has = own(grants.coordination.held(), manager)
+        if len(has) < amount:
+            if path not in _grants:
+                threading.Thread(target=_end_with, args=(manager, os.getpid()), daemon=True).start()
+                _grants[path] = grants
+            has += grants.claim([holding.claim for holding in mine], amount - len(has), wait=_PATIENCE)
     return has[:amount]
 
 
-def keep_over_exec() -> dict[str, str]:
-    """Let the shares outlast an exec of this process; return the variable for that program."""
+def keep_over_exec(manager: int) -> dict[str, str]:
+    """Let the shares outlast an exec of this process; return the variable for that program.
+
+    A process beside it ends it with its TaskManager, as no thread outlasts an exec. Nothing happens if it has none.
+    """
     names = [name for grants in _grants.values() for name in grants.keep_over_exec()]
-    return run_variable(names) if names else {}
+    if not names:
+        return {}
+    _start_beside(manager, os.getpid())
+    return run_variable(names)
 
 
-def _grants_of(path: str, mine: Sequence[Holding]) -> Grants:
-    names = frozenset(holding.owner.grant for holding in mine if holding.owner.grant)
-    device_class = mine[0].claim.details["class"]
-    return _grants.setdefault(path, Grants(Coordination(path, device_class, runs=[names])))
+def _start_beside(manager: int, worker: int) -> None:
+    first = os.fork()
+    if first:
+        os.waitpid(first, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork() == 0:  # whose child the worker never sees
+            os.closerange(0, os.sysconf("SC_OPEN_MAX"))
+            _end_with(manager, worker)
+    finally:
+        os._exit(0)
+
+
+def _end_with(manager: int, worker: int) -> None:
+    """Kill the worker if it lives on for some seconds when its TaskManager has ended."""
+    with contextlib.suppress(OSError):  # the worker has ended, or this kernel has no pidfds
+        of_worker = os.pidfd_open(worker)
+        with contextlib.suppress(ProcessLookupError):
+            if of_worker in select.select([os.pidfd_open(manager), of_worker], [], [])[0]:
+                return
+        if not select.select([of_worker], [], [], _GRACE)[0]:
+            signal.pidfd_send_signal(of_worker, signal.SIGKILL)
+
+
+def _names(mine: Sequence[Holding]) -> frozenset[str]:
+    return frozenset(holding.owner.grant for holding in mine if holding.owner.grant)
 
 
 def _workers(manager: int) -> list[int]:

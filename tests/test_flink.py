@@ -214,7 +214,7 @@ import json, sys
 from externalresource import flink_shares
 from externalresource.errors import ExternalResourceError
 from externalresource.flink import get_external_resource_infos
-flink_shares._PATIENCE = 0.2
+flink_shares._PATIENCE = flink_shares._GRACE = 0.2
 def told(exclusive):
     try:
         infos = get_external_resource_infos("gpu", exclusive=exclusive)
@@ -290,6 +290,45 @@ tell(own, start("1", "all").said)
 """,
     )
     assert said == [["0"], ["0", "0"]]
+
+
+def test_threads_of_one_worker_have_one_share(cluster: Cluster) -> None:
+    ((*said,),) = scene(
+        cluster,
+        """
+from concurrent.futures import ThreadPoolExecutor
+from externalresource.flink import get_external_resource_infos
+def told(_):
+    return sorted(info.get_property("index") for info in get_external_resource_infos("gpu", exclusive=1))
+with ThreadPoolExecutor(8) as pool:
+    tell(*pool.map(told, range(8)))
+""",
+    )
+    assert said == [["0"]] * 8
+
+
+KILL = """
+import signal
+from externalresource import task_manager
+os.kill(task_manager.find().pid, signal.SIGKILL)
+tell(worker.wait(60))
+"""
+
+
+def test_worker_with_a_share_ends_when_its_task_manager_is_killed(cluster: Cluster) -> None:
+    assert scene(cluster, f'worker = start("1"){KILL}') == [[-signal.SIGKILL]]
+
+
+def test_python_with_a_share_ends_when_its_task_manager_is_killed(cluster: Cluster) -> None:
+    ((status,),) = scene(
+        cluster,
+        f"""
+command = ["{PYTHON}", "--exclusive", "gpu=1", "-c", "import sys; print(flush=True); sys.stdin.read()"]
+worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+worker.stdout.readline()
+{KILL}""",
+    )
+    assert status == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
