@@ -32,7 +32,7 @@ def run(task_managers: int = 2, gpus: int = 2, write: _Write = print) -> int:
         write(f"\nEach TaskManager of Flink {version} reads this:\n\n{demo_text.indented(configuration)}")
         with contextlib.closing(Flink(folder, configuration)) as flink:
             _show(flink, shared, task_managers, write)
-        write("\nEnding all of Flink, which gives nothing back; but its TaskManagers are provably gone:\n")
+            write("\nKilling all of Flink (SIGKILL), so that it gives nothing back; but it is provably gone:\n")
         write(demo_text.claims(shared.claims()))
     return 0
 
@@ -58,8 +58,9 @@ def _show(flink: Flink, gpus: Gpus, count: int, write: _Write) -> None:
     flink.submit(count, gpus.libraries)
     _, unread = demo_digits.learned_and_unread(0)
     write(
-        "It is accepted. Each TaskManager now starts a Python worker, whose operator asks for the GPU,\n"
-        f"learns to read digits on it, and reads its part of {len(unread.labels)} others:\n"
+        "It is accepted. Each TaskManager now starts a Python worker. Its operator asks\n"
+        'get_external_resource_infos("gpu"), learns to read digits on that GPU, and reads its part of\n'
+        f"{len(unread.labels)} others:\n"
     )
     reports = flink.reports()
     _check(members, reports)

@@ -67,7 +67,7 @@ class Process:
     @property
     def complaint(self) -> str:
         """The last error of Python that it wrote of, else of Java, else just what it said last."""
-        lines = [line for line in self._lines() if line]
+        lines = [line.removeprefix("Caused by: ") for line in self._lines() if line]
         kinds = [list(filter(_PYTHON_ERROR.match, lines)), list(filter(_ERROR.match, lines)), lines]
         return next((kind[-1] for kind in kinds if kind), "it said nothing")
 

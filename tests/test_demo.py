@@ -287,6 +287,12 @@ def test_without_java_one_line_says_what_to_install(stand_in: StandInFlink) -> N
     assert stand_in.complaint(JAVA_HOME="/nowhere") == f"Flink needs Java, but {wrong}: {remedy}"
 
 
+def test_missing_discovery_script_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_flink_host, "_SCRIPT", "no-such-script")
+    with pytest.raises(ExternalResourceError, match=r"^/.*/no-such-script is missing, which .*: install it again$"):
+        demo_flink_host.discovery_script()
+
+
 def test_job_manager_that_ends_is_an_error_with_its_last_words(stand_in: StandInFlink) -> None:
     stand_in.say("taskmanager.sh", "sleep 60")
     stand_in.say("jobmanager.sh", "echo starting", "echo java.net.BindException: in use; echo '  at a.b(C)'", "exit 1")

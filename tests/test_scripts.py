@@ -61,16 +61,30 @@ def test_an_old_python_is_passed_over_for_a_newer_one(clone: Path) -> None:
     assert "python3-venv is missing" in start(clone, "test").stderr
 
 
-def test_what_is_set_up_is_not_set_up_again(clone: Path) -> None:
-    (clone / ".venv/bin").mkdir(parents=True)
-    put(clone, "../.venv/bin/externalresource", 'echo "started with $*"')
+def test_for_flink_a_python_that_is_too_new_is_passed_over(clone: Path) -> None:
+    number = 'case "$2" in *version_info*) exec python-is "$2" ;; *ensurepip*) exit 1 ;; esac'
+    put(clone, "python3", number)
+    put(clone, "python-is", 'case "$1" in *"<= 12)"*) exit 1 ;; esac')  # as Python 3.13 says
+    assert "python3-venv is missing" in start(clone, "demo").stderr
+    assert start(clone, "demo", "--flink").stderr.splitlines() == [
+        "scripts/demo: Python 3.11 or 3.12 is missing: sudo apt-get install python3.12 python3.12-venv"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras", "words"),
+    [(".venv", "demo", ["--gpus", "4"]), (".venv-flink", "demo,flink", ["--gpus", "4", "--flink"])],
+)
+def test_what_is_set_up_is_not_set_up_again(folder: str, extras: str, words: list[str], clone: Path) -> None:
+    (clone / folder / "bin").mkdir(parents=True)
+    put(clone, f"../{folder}/bin/externalresource", 'echo "started with $*"')
     fingerprint = subprocess.run(
         ["bash", "-c", 'die() { :; }; eval "$(sed -n "/^fingerprint/,/^}/p" scripts/environment.sh)"; fingerprint'],
         cwd=clone, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    (clone / ".venv/ready-demo").write_text(fingerprint)
-    done = start(clone, "demo", "--gpus", "4")
-    assert (done.stdout, done.stderr) == ("started with demo --gpus 4\n", "")
+    (clone / folder / f"ready-{extras}").write_text(fingerprint)
+    done = start(clone, "demo", *words)
+    assert (done.stdout, done.stderr) == (f"started with demo {' '.join(words)}\n", "")
 
 
 def test_the_checkouts_discovery_script_leaves_its_parent_in_place(clone: Path) -> None:
