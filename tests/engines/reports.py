@@ -1,8 +1,9 @@
 """What operators reported while they ran, and whether any two TaskManagers ever had one device."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,19 +50,20 @@ def told(reports: Iterable[Report]) -> list[tuple[int, str, str]]:
     return sorted({(report.task_manager, report.devices, report.mask) for report in reports})
 
 
-def lives(reports: Sequence[Report]) -> list[Life]:
+def lives(reports: Iterable[Report], killed: Mapping[int, int]) -> list[Life]:
     """Return from when until when each TaskManager provably lived and knew of each device, by its operators' word.
 
-    Of operators in the TaskManager itself: a Python worker goes on for a while when its TaskManager is dead.
+    When it was killed that ends, as a Python worker goes on for a while.
     """
-    found = []
-    for pid, devices in {(report.task_manager, report.devices) for report in reports}:
-        times = [report.when for report in reports if (report.task_manager, report.devices) == (pid, devices)]
-        found += [
-            Life(Outcome.GRANTED, times[0], times[0], times[-1], times[-1], device=int(device))
-            for device in devices.split(",")
-        ]
-    return found
+    times = defaultdict(list)
+    for report in sorted(reports):
+        if report.when < killed.get(report.task_manager, report.when + 1):
+            times[report.task_manager, report.devices].append(report.when)
+    return [
+        Life(Outcome.GRANTED, when[0], when[0], when[-1], when[-1], device=int(device))
+        for (_, devices), when in times.items()
+        for device in devices.split(",")
+    ]
 
 
 @dataclass
@@ -70,6 +72,8 @@ class Observer:
 
     cluster: Cluster
     task_managers: list[TaskManager]
+    #: When those were killed that are dead, by pid.
+    killed: dict[int, int] = field(default_factory=dict)
 
     def until(self, condition: Callable[[], object], what: str, seconds: float = 90) -> None:
         deadline = time.monotonic() + seconds

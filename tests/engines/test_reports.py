@@ -15,13 +15,18 @@ def write(folder: Path, name: str, *reports: Report, more: str = "") -> None:
 
 def test_device_that_two_task_managers_report_in_turn_is_in_two_hands() -> None:
     second = Report(when=2, reporter=11, task_manager=11, devices="1,2", mask="unset")
-    [double] = doubles(lives([FIRST, second, FIRST._replace(when=3)]))
+    [double] = doubles(lives([FIRST, second, FIRST._replace(when=3)], killed={10: 4}))
     assert (double.device, double.answered) == (1, 2)
 
 
 def test_device_that_is_reported_by_one_after_the_other_is_not() -> None:
     second = FIRST._replace(task_manager=11)
-    assert doubles(lives([FIRST._replace(when=when) for when in (1, 2)] + [second._replace(when=3)])) == []
+    assert doubles(lives([FIRST._replace(when=when) for when in (1, 2)] + [second._replace(when=3)], killed={})) == []
+
+
+def test_worker_that_outlives_its_task_manager_holds_nothing() -> None:
+    second = FIRST._replace(when=3, task_manager=11)
+    assert doubles(lives([FIRST, second, FIRST._replace(when=4)], killed={10: 2})) == []
 
 
 def test_line_that_is_not_whole_is_not_read(tmp_path: Path) -> None:
