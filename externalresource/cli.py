@@ -16,8 +16,8 @@ from externalresource import forwarding, holdings, inventory
 from externalresource.containment import printing_to_stderr
 from externalresource.context import RuntimeContext
 from externalresource.coordination import Holding, pid_here
+from externalresource.doctor.findings import ERROR, Report
 from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError
-from externalresource.findings import ERROR, Report
 from externalresource.hookspecs import ExternalResourceDriver
 from externalresource.plugins import create_driver
 from externalresource.tables import table
@@ -286,12 +286,12 @@ def doctor(config: str | None, *, dynamic: Sequence[str], rest: str | None, form
     To be run where a TaskManager runs: on its host, or in its container, as its user. CONFIG is a config.yaml, or a
     folder with one; by default that of FLINK_CONF_DIR. The exit status is 1 if there is a problem.
     """
-    from externalresource import doctor as surgery
+    from externalresource.doctor import examination
 
     for text in dynamic:
         _pair(text, "property", "a=b")
     with printing_to_stderr():
-        report = surgery.examine(config, overrides=dynamic, rest=rest)
+        report = examination.examine(config, overrides=dynamic, rest=rest)
     if form == "json":
         click.echo(json.dumps(report.record(), indent=2))
     else:
@@ -309,10 +309,9 @@ def doctor(config: str | None, *, dynamic: Sequence[str], rest: str | None, form
 )
 def demo(task_managers: int, gpus: int, *, flink: bool) -> None:
     """Watch TaskManagers get different GPUs, die and be replaced."""
-    from externalresource import demo as stand_ins
-    from externalresource import demo_flink
+    from externalresource.demo import on_flink, stand_ins
 
-    demonstration = demo_flink if flink else stand_ins
+    demonstration = on_flink if flink else stand_ins
     sys.exit(demonstration.run(task_managers, gpus, click.echo))
 
 

@@ -43,32 +43,36 @@ ROOMS = {
     "flink_shares": "errors coordination grants task_manager",
     "flink": "all above",
     "flink_python": "errors flink flink_shares task_manager",
-    "demo_digits": "errors",
-    "demo_text": "coordination",
-    "demo_gpus": "errors coordination plugins demo_text",
-    "demo_taskmanager": "errors context demo_digits",
-    "demo_host": "errors demo_gpus",
-    "demo": "errors demo_digits demo_text demo_gpus demo_host",
-    "demo_flink_job": "flink demo_digits",
-    "demo_flink_process": "",
-    "demo_flink_host": "errors flink_files demo_flink_process",
-    "demo_flink": "errors demo_digits demo_text demo_gpus demo_flink_host",
+    "demo": "",
+    "demo.digits": "errors",
+    "demo.text": "coordination",
+    "demo.gpus": "errors coordination plugins demo.text",
+    "demo.task_manager": "errors context demo.digits",
+    "demo.host": "errors demo.gpus",
+    "demo.stand_ins": "errors demo.digits demo.text demo.gpus demo.host",
+    "demo.flink_job": "flink demo.digits",
+    "demo.flink_process": "",
+    "demo.flink_host": "errors flink_files demo.flink_process",
+    "demo.on_flink": "errors demo.digits demo.text demo.gpus demo.flink_host",
     "holdings": "errors coordination",
     "inventory": "hookspecs coordination holdings",
-    "findings": "",
-    "doctor_configuration": "errors flink_files configuration findings",
-    "doctor_installation": "configuration findings doctor_configuration",
-    "doctor_host": (
-        "errors hookspecs coordination plugins configuration holdings inventory findings doctor_configuration"
+    "doctor": "",
+    "doctor.findings": "",
+    "doctor.keys": "errors flink_files configuration doctor.findings",
+    "doctor.installation": "configuration doctor.findings doctor.keys",
+    "doctor.host": (
+        "errors hookspecs coordination plugins configuration holdings inventory doctor.findings doctor.keys"
     ),
-    "doctor_cluster": "errors coordination task_manager findings doctor_configuration",
-    "doctor": (
-        "errors flink_files configuration findings doctor_configuration doctor_installation doctor_host doctor_cluster"
+    "doctor.cluster": "errors coordination task_manager doctor.findings doctor.keys",
+    "doctor.examination": (
+        "errors flink_files configuration doctor.findings doctor.keys doctor.installation doctor.host doctor.cluster"
     ),
     "tables": "",
     "cli": "all above",
     "__init__": "",  # its names are resolved when they are first used
 }
+#: Rooms of one purpose that stand in a folder of their own, in which nothing else is.
+FOLDERS = {"demo", "doctor"}
 OPEN_TO_PLUGINS = {"api", "coordination", "errors"}
 
 # Library: the rooms that own it. Nobody else imports it, so that it can be replaced, and costs only those who need it.
@@ -77,7 +81,7 @@ LIBRARIES = {
     "filelock": {"externalresource.lock"},
     "pluggy": {"externalresource.hookspecs", "externalresource.plugins"},
     "pytest": {"externalresource.pytest_plugin", "externalresource.testing"},
-    "pyflink": {"externalresource.demo_flink_host", "externalresource.demo_flink_job"},
+    "pyflink": {"externalresource.demo.flink_host", "externalresource.demo.flink_job"},
     "pynvml": {"externalresource_gpu.backends.nvml", "externalresource_gpu.backends.nvml_child"},
     "yaml": {
         "externalresource.configuration",
@@ -157,8 +161,9 @@ def public_names() -> dict[str, str]:
 def rooms_of_the_framework(names: set[str]) -> set[str]:
     """Return the rooms that the names stand in."""
     public = public_names()
-    found = {name.split(".")[1] for name in names if name.startswith(f"{FRAMEWORK}.")}
-    return {public.get(name, name) for name in found}
+    paths = [name.split(".")[1:] for name in names if name.startswith(f"{FRAMEWORK}.")]
+    found = {".".join(path[:2]) if path[0] in FOLDERS else path[0] for path in paths}
+    return {public.get(name, name) for name in found} - FOLDERS
 
 
 def allowed(room: str) -> set[str]:

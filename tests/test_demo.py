@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from externalresource import demo, demo_digits, demo_flink, demo_flink_host
-from externalresource.demo_gpus import Gpus
-from externalresource.demo_host import Host, Report
+from externalresource.demo import digits, flink_host, on_flink, stand_ins
+from externalresource.demo.gpus import Gpus
+from externalresource.demo.host import Host, Report
 from externalresource.errors import ConfigurationError, ExternalResourceError
 
-_DEMO = "import sys; from externalresource import demo; sys.exit(demo.run(*map(int, sys.argv[1:])))"
+_DEMO = "import sys; from externalresource.demo import stand_ins; sys.exit(stand_ins.run(*map(int, sys.argv[1:])))"
 _COMMAND = "import sys; from externalresource.cli import main; sys.argv[1:1] = ['demo', '--flink']; main()"
 _ROW = re.compile(r"^  (\d+) +(\d+) +([\d,]+) +(\S+) +([\d.]+)%$", re.MULTILINE)
 
@@ -171,13 +171,13 @@ def test_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_refusal_while_a_gpu_is_free_is_an_error() -> None:
     with pytest.raises(ExternalResourceError, match=r"^TaskManager 1 got no GPU: the driver hangs$"):
-        demo._show_reports([Report(number=1, pid=42, refused="the driver hangs")], 1, print)
+        stand_ins._show_reports([Report(number=1, pid=42, refused="the driver hangs")], 1, print)
 
 
 def test_gpu_given_twice_is_an_error() -> None:
     both = [Report(number=number, pid=number, devices=["0"]) for number in (1, 2)]
     with pytest.raises(ExternalResourceError, match=r"^one GPU was given to two TaskManagers: 0, 0$"):
-        demo._show_reports(both, 2, print)
+        stand_ins._show_reports(both, 2, print)
 
 
 def test_task_manager_that_breaks_is_an_error_with_its_last_words(tmp_path: Path) -> None:
@@ -192,8 +192,8 @@ def test_missing_library_is_named_with_the_remedy(tmp_path: Path) -> None:
     code = textwrap.dedent("""\
         import sys
         sys.modules["sklearn"] = None
-        from externalresource import demo
-        demo.run()
+        from externalresource.demo import stand_ins
+        stand_ins.run()
     """)
     with _start(tmp_path, code=code) as process:
         _, err = process.communicate(timeout=60)
@@ -203,7 +203,7 @@ def test_missing_library_is_named_with_the_remedy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("task_managers", "gpus"), [(0, 2), (2, 0), (-1, 1)])
 def test_demo_of_nothing_is_refused(task_managers: int, gpus: int) -> None:
     with pytest.raises(ConfigurationError):
-        demo.run(task_managers, gpus)
+        stand_ins.run(task_managers, gpus)
     assert issubclass(ConfigurationError, ExternalResourceError)
 
 
@@ -275,9 +275,9 @@ def test_without_apache_flink_one_line_says_what_to_install(tmp_path: Path) -> N
 
 def test_python_without_an_apache_flink_is_told_from_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyflink", None)
-    monkeypatch.setattr(demo_flink_host, "_NEWEST_PYTHON", (3, 10))
+    monkeypatch.setattr(flink_host, "_NEWEST_PYTHON", (3, 10))
     with pytest.raises(ExternalResourceError, match=r"^apache-flink installs on Python 3\.10 or older, "):
-        demo_flink_host.check_installed()
+        flink_host.check_installed()
 
 
 def test_without_java_one_line_says_what_to_install(stand_in: StandInFlink) -> None:
@@ -288,9 +288,9 @@ def test_without_java_one_line_says_what_to_install(stand_in: StandInFlink) -> N
 
 
 def test_missing_discovery_script_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_flink_host, "_SCRIPT", "no-such-script")
+    monkeypatch.setattr(flink_host, "_SCRIPT", "no-such-script")
     with pytest.raises(ExternalResourceError, match=r"^/.*/no-such-script is missing, which .*: install it again$"):
-        demo_flink_host.discovery_script()
+        flink_host.discovery_script()
 
 
 def test_job_manager_that_ends_is_an_error_with_its_last_words(stand_in: StandInFlink) -> None:
@@ -325,10 +325,10 @@ def test_operator_that_is_told_another_gpu_is_an_error(stand_in: StandInFlink) -
 
 def test_digit_that_is_not_read_is_an_error() -> None:
     pytest.importorskip("sklearn", reason="the demo needs externalresource[demo]")
-    _, unread = demo_digits.learned_and_unread(0)
-    report = demo_flink_host.Report(1, 2, 3, ["0"], "numpy", [(0, 7)])
+    _, unread = digits.learned_and_unread(0)
+    report = flink_host.Report(1, 2, 3, ["0"], "numpy", [(0, 7)])
     with pytest.raises(ExternalResourceError, match=r"^the job read only 1 of 597 digits$"):
-        demo_flink._show_answers([report], unread, print)
+        on_flink._show_answers([report], unread, print)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
@@ -349,4 +349,4 @@ def test_flink_ends_with_the_demo_however_that_ends(number: signal.Signals, stan
 @pytest.mark.parametrize(("task_managers", "gpus"), [(3, 2), (0, 2), (-1, 2)])
 def test_flink_is_not_started_where_a_gpu_would_be_missing(task_managers: int, gpus: int) -> None:
     with pytest.raises(ConfigurationError, match=r"^each TaskManager of Flink needs a GPU: "):
-        demo_flink.run(task_managers, gpus)
+        on_flink.run(task_managers, gpus)

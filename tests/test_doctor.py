@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from externalresource import doctor
+from externalresource.doctor import examination
+from externalresource.doctor.findings import ERROR, WARNING, Finding, NotLooked, Report
 from externalresource.errors import ConfigurationError
-from externalresource.findings import ERROR, WARNING, Finding, NotLooked, Report
 from externalresource.task_manager import listens
 
 from .processes import NEW_PIDS, as_another_user, in_namespaces
@@ -80,7 +80,7 @@ class Host:
 
     def examine(self, settings: Mapping[str, object] | None = None, **more: str) -> Report:
         self.write(settings)
-        return doctor.examine(str(self.config.parent), rest=more.get("rest"))
+        return examination.examine(str(self.config.parent), rest=more.get("rest"))
 
     def line(self, key: str) -> str:
         """Where a key stands."""
@@ -285,7 +285,7 @@ def test_script_of_a_task_manager_in_python_is_looked_at_like_flinks(host: Host)
 
 def test_list_that_is_one_name_in_quotes(host: Host) -> None:
     host.config.with_name("flink-conf.yaml").write_text(f'external-resources: "gpu;fpga"\n{AMOUNT}: 1\n')
-    report = doctor.examine(str(host.config.parent), rest=f"http://localhost:{host.closed_port}")
+    report = examination.examine(str(host.config.parent), rest=f"http://localhost:{host.closed_port}")
     assert [finding.check for finding in report.findings] == ["not-listed", "configuration", "configuration"]
     assert "'gpu;fpga', one name with ';' in it: join names by ';', unquoted" in report.findings[1].evidence
 
@@ -297,7 +297,7 @@ def test_quotes_that_no_shell_removes(host: Host) -> None:
 
 def test_configuration_that_is_no_yaml(host: Host) -> None:
     host.config.write_text("external-resources: [gpu\n")
-    report = doctor.examine(str(host.config))
+    report = examination.examine(str(host.config))
     assert the(report, "configuration").evidence.startswith(f"{host.config}:2: not YAML: ")
     assert "devices of 'gpu'" in report.looked
 
@@ -306,7 +306,7 @@ def test_two_configuration_files_in_one_folder(host: Host) -> None:
     host.write()
     legacy = host.config.with_name("flink-conf.yaml")
     legacy.write_text(host.config.read_text())
-    found = the(doctor.examine(str(host.config.parent)), "configuration")
+    found = the(examination.examine(str(host.config.parent)), "configuration")
     assert (found.severity, found.evidence) == (WARNING, f"{legacy} and {host.config}")
 
 
@@ -375,7 +375,7 @@ def test_plugins_folder_of_another_user_is_not_looked_at(host: Host) -> None:
     host.write()
     for folder in (host.folder, *host.folder.parents[:2]):
         folder.chmod(0o755)
-    notes = as_another_user(lambda: doctor.examine(str(host.config))).not_looked
+    notes = as_another_user(lambda: examination.examine(str(host.config))).not_looked
     assert NotLooked(f"plugins folder {secret.parent}", f"{secret}: Permission denied") in notes
 
 
@@ -507,7 +507,7 @@ def test_coordination_file_of_another_user(host: Host) -> None:
     host.write()
     for folder in (host.folder, *host.folder.parents[:2]):
         folder.chmod(0o755)
-    findings = as_another_user(lambda: doctor.examine(str(host.config))).findings
+    findings = as_another_user(lambda: examination.examine(str(host.config))).findings
     [found] = [finding for finding in findings if finding.check == "coordination-file"]
     assert found.evidence == f"{host.ledger} belongs to uid 0 (mode 0644), this is uid 65534"
     assert "--coordination-file" in found.remedy
@@ -756,7 +756,7 @@ def test_page_shows_what_the_command_prints(host: Host, monkeypatch: pytest.Monk
 
 
 def test_page_tells_of_each_check() -> None:
-    rooms = (Path(doctor.__file__).parent).glob("doctor*.py")
+    rooms = Path(examination.__file__).parent.glob("*.py")
     source = "".join(path.read_text(encoding="utf-8") for path in rooms)
     checks = set(re.findall(r'Finding\(\s*"([\w-]+)"', source)) | {"container-mask"}
     told = {name for row in re.findall(r"^\| (`.*?) \|", PAGE, re.MULTILINE) for name in re.findall("`(.*?)`", row)}
@@ -775,7 +775,7 @@ def test_command_says_what_it_looked_at(host: Host) -> None:
     host.write()
     done = call(host.config)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == doctor.examine(str(host.config)).summary
+    assert done.stdout.splitlines()[-1] == examination.examine(str(host.config)).summary
     assert call(FLINK_CONF_DIR=str(host.config.parent)).stdout == done.stdout
 
 

@@ -5,7 +5,8 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from externalresource.configuration import Written
-from externalresource.doctor_configuration import (
+from externalresource.doctor.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked
+from externalresource.doctor.keys import (
     ARGS,
     GPU_FACTORY,
     OUR_SCRIPT,
@@ -15,7 +16,6 @@ from externalresource.doctor_configuration import (
     script_path,
     text,
 )
-from externalresource.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked
 
 _SERVICE = "META-INF/services/org.apache.flink.api.common.externalresource.ExternalResourceDriverFactory"
 _SHOWN = 5  # files of a folder

@@ -9,10 +9,10 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
 
-from externalresource import demo_digits
-from externalresource.demo_gpus import Gpus
-from externalresource.demo_host import Host, Report
-from externalresource.demo_text import claims, count, indented, library, pictures
+from externalresource.demo import digits
+from externalresource.demo.gpus import Gpus
+from externalresource.demo.host import Host, Report
+from externalresource.demo.text import claims, count, indented, library, pictures
 from externalresource.errors import ConfigurationError, ExternalResourceError
 
 _WIDTH = 80
@@ -25,7 +25,7 @@ def run(task_managers: int = 2, gpus: int = 2, write: _Write = print) -> int:
     """Show it, in lines of text, and return the exit status; ExternalResourceError if it does not go as it should."""
     if task_managers < 1 or gpus < 1:
         raise ConfigurationError(f"the demo needs one TaskManager and one GPU or more, not {task_managers} and {gpus}")
-    demo_digits.check_installed()
+    digits.check_installed()
     with tempfile.TemporaryDirectory(prefix="externalresource-", ignore_cleanup_errors=True) as folder:
         shared = Gpus(folder, gpus)
         write(shared.first_line)

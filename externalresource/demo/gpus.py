@@ -4,8 +4,8 @@ import os
 import shlex
 from typing import Any
 
-from externalresource import demo_text
 from externalresource.coordination import Holding
+from externalresource.demo import text
 from externalresource.errors import DiscoveryError
 from externalresource.plugins import create_driver
 
@@ -56,8 +56,8 @@ def _usable() -> int:
 
 def _first_line(usable: int, wanted: int) -> str:
     if usable >= wanted:
-        return f"Nothing in this demo is simulated: this host has {demo_text.count(usable, 'usable NVIDIA GPU')}."
+        return f"Nothing in this demo is simulated: this host has {text.count(usable, 'usable NVIDIA GPU')}."
     found = "no usable NVIDIA GPU was found"
     if usable:
-        found = f"this host has only {demo_text.count(usable, 'usable NVIDIA GPU')}"
-    return f"The {demo_text.count(wanted, 'GPU')} of this demo will be simulated, as {found}. All else is real."
+        found = f"this host has only {text.count(usable, 'usable NVIDIA GPU')}"
+    return f"The {text.count(wanted, 'GPU')} of this demo will be simulated, as {found}. All else is real."

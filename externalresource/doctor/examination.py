@@ -3,18 +3,12 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from externalresource import (
-    configuration,
-    doctor_cluster,
-    doctor_configuration,
-    doctor_host,
-    doctor_installation,
-    flink_files,
-)
+from externalresource import configuration, flink_files
 from externalresource.configuration import Written
-from externalresource.doctor_configuration import GPU_FACTORY, Settings, text
+from externalresource.doctor import cluster, host, installation, keys
+from externalresource.doctor.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked, Report, report
+from externalresource.doctor.keys import GPU_FACTORY, Settings, text
 from externalresource.errors import ConfigurationError, ExternalResourceError
-from externalresource.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked, Report, report
 
 _ORDER = "containerized.taskmanager.env.CUDA_DEVICE_ORDER"
 
@@ -25,7 +19,7 @@ def examine(config: str | None, *, overrides: Sequence[str] = (), rest: str | No
     `config` is a file or a folder, by default that of the environment; `overrides` are `key=value` texts, `rest` is the
     address of Flink's REST API if the configuration does not tell it. ConfigurationError for an address that is none.
     """
-    url = doctor_cluster.check_address(rest) if rest else None
+    url = cluster.check_address(rest) if rest else None
     return report(_notes(config, overrides, url, os.environ))
 
 
@@ -49,7 +43,7 @@ def _notes(
         yield from _without_configuration(url, environment)
         return
     yield Looked(f"configuration {file}")
-    found = [*doctor_configuration.findings(settings, file)]
+    found = [*keys.findings(settings, file)]
     yield from found
     told = {finding.check for finding in found}
     yield from _complaints(file, overrides, settings)
@@ -58,15 +52,15 @@ def _notes(
     for note in _host(resources, settings, environment):
         if not (_is_of(note, "options") and told & {"lost-blanks", "quotes"}):  # which are options that are refused
             yield note
-    yield from doctor_cluster.notes(url or doctor_cluster.address(settings), dict(map(_known, resources)))
+    yield from cluster.notes(url or cluster.address(settings), dict(map(_known, resources)))
 
 
 def _without_configuration(url: str | None, environment: Mapping[str, str]) -> Iterator[Note]:
-    yield from doctor_installation.properties(environment)
-    yield from doctor_host.devices(None, environment, None)
-    yield from doctor_host.coordination(None)
+    yield from installation.properties(environment)
+    yield from host.devices(None, environment, None)
+    yield from host.coordination(None)
     if url is not None:
-        yield from doctor_cluster.notes(url, {})
+        yield from cluster.notes(url, {})
     else:
         yield NotLooked("REST API", "no configuration tells its address; see --rest")
 
@@ -93,7 +87,7 @@ def _complaints(file: str, overrides: Sequence[str], settings: Settings) -> Iter
     """Yield what else a strict reading refuses: what was told already is mended first, so that the rest is seen."""
     resources = configuration.written(settings)
     mended = [f"external-resource.{resource.name}.amount=1" for resource in resources]
-    if doctor_configuration.asks_for_nothing(settings):
+    if keys.asks_for_nothing(settings):
         mended.append("external-resources=none")
     for message, refused in configuration.complaints(file, overrides=[*overrides, *mended]):
         yield Finding(
@@ -106,11 +100,11 @@ def _complaints(file: str, overrides: Sequence[str], settings: Settings) -> Iter
 
 
 def _installation(resources: Sequence[Written], folder: str, environment: Mapping[str, str]) -> Iterator[Note]:
-    flink = doctor_installation.home(folder, environment)
+    flink = installation.home(folder, environment)
     for resource in resources:
-        yield from doctor_installation.script(resource, flink, environment)
-    yield from doctor_installation.properties(environment)
-    yield from doctor_installation.plugins(resources, flink, environment)
+        yield from installation.script(resource, flink, environment)
+    yield from installation.properties(environment)
+    yield from installation.plugins(resources, flink, environment)
 
 
 def _is_of(note: Note, check: str) -> bool:
@@ -120,16 +114,16 @@ def _is_of(note: Note, check: str) -> bool:
 def _host(resources: Sequence[Written], settings: Settings, environment: Mapping[str, str]) -> Iterator[Note]:
     looked: Sequence[Written | None] = resources or [None]
     for resource in looked:
-        yield from doctor_host.devices(resource, environment, text(settings.get(_ORDER)) or None)
-        yield from doctor_host.coordination(resource)
+        yield from host.devices(resource, environment, text(settings.get(_ORDER)) or None)
+        yield from host.coordination(resource)
 
 
-def _known(resource: Written) -> tuple[str, doctor_cluster.Known]:
+def _known(resource: Written) -> tuple[str, cluster.Known]:
     is_gpu = text(resource.driver_factory) == GPU_FACTORY
     try:
-        ledger = doctor_host.ledger(resource)
+        ledger = host.ledger(resource)
     except ExternalResourceError:
         ledger = None
     if ledger is None:
-        return resource.name, doctor_cluster.Known(None, None, is_gpu)
-    return resource.name, doctor_cluster.Known(ledger.path, ledger.held, is_gpu)
+        return resource.name, cluster.Known(None, None, is_gpu)
+    return resource.name, cluster.Known(ledger.path, ledger.held, is_gpu)

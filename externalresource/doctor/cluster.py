@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 from externalresource import task_manager
 from externalresource.coordination import Holding, pid_here
-from externalresource.doctor_configuration import GPU_FACTORY, Settings, text
+from externalresource.doctor.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked
+from externalresource.doctor.keys import GPU_FACTORY, Settings, text
 from externalresource.errors import ConfigurationError, ExternalResourceError
-from externalresource.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked
 
 _PATIENCE = 5  # seconds for each answer
 _LARGEST = 4 << 20  # bytes of a log: discovery stands at its beginning

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from externalresource import flink_files
-from externalresource.demo_flink_process import Guard, Process
+from externalresource.demo.flink_process import Guard, Process
 from externalresource.errors import ExternalResourceError
 
-_JOB = "externalresource.demo_flink_job"
+_JOB = "externalresource.demo.flink_job"
 _SCRIPT = "nvidia-gpu-discovery"
 _NEWEST_PYTHON = (3, 12)  # for which apache-beam, which apache-flink needs, has wheels
 _PATIENCE = 300.0  # seconds for each step, on a slow host

@@ -13,7 +13,7 @@ from pyflink.common import Configuration
 from pyflink.datastream import RuntimeContext, StreamExecutionEnvironment
 from pyflink.datastream.functions import MapFunction
 
-from externalresource.demo_digits import Classifier, learned_and_unread
+from externalresource.demo.digits import Classifier, learned_and_unread
 from externalresource.flink import environment, find_task_manager, get_external_resource_infos
 
 

@@ -1,6 +1,6 @@
 """A TaskManager of the demo: it claims its GPU, learns to read handwritten digits on it, and holds it until the end.
 
-Started as `python -m externalresource.demo_taskmanager CONFIGURATION NUMBER LIBRARIES [KEY=VALUE]...`. It prints one
+Started as `python -m externalresource.demo.task_manager CONFIGURATION NUMBER LIBRARIES [KEY=VALUE]...`. It prints one
 line of JSON, what it got and learned or why it was refused, and ends when its stdin does.
 """
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from externalresource.context import RuntimeContext, runtime_context
-from externalresource.demo_digits import Classifier, learned_and_unread
+from externalresource.demo.digits import Classifier, learned_and_unread
 from externalresource.errors import ExternalResourceError
 
 _SHOWN = 8

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from externalresource.demo_gpus import Gpus
+from externalresource.demo.gpus import Gpus
 from externalresource.errors import ExternalResourceError
 
 _AMOUNT = "external-resource.gpu.amount"
@@ -72,7 +72,7 @@ class _TaskManager:
         self._number = number
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "externalresource.demo_taskmanager", *words],
+            [sys.executable, "-P", "-m", "externalresource.demo.task_manager", *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from externalresource import configuration
 from externalresource.configuration import Written
+from externalresource.doctor.findings import ERROR, WARNING, Finding
 from externalresource.errors import did_you_mean
-from externalresource.findings import ERROR, WARNING, Finding
 from externalresource.flink_files import Setting
 
 Settings = Mapping[str, Setting]

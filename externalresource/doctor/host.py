@@ -8,7 +8,8 @@ from typing import NamedTuple
 from externalresource import holdings
 from externalresource.configuration import Written
 from externalresource.coordination import Coordination, Holding, in_container, pid_here
-from externalresource.doctor_configuration import (
+from externalresource.doctor.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked
+from externalresource.doctor.keys import (
     ARGS,
     GPU_FACTORY,
     OUR_SCRIPT,
@@ -21,7 +22,6 @@ from externalresource.doctor_configuration import (
     text,
 )
 from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, PluginError
-from externalresource.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked
 from externalresource.hookspecs import ExternalResourceDriver, ExternalResourceInfo
 from externalresource.inventory import properties
 from externalresource.plugins import create_driver

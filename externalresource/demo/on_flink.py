@@ -8,9 +8,9 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from externalresource import demo_digits, demo_flink_host, demo_text
-from externalresource.demo_flink_host import Flink, Report, TaskManager
-from externalresource.demo_gpus import Gpus
+from externalresource.demo import digits, flink_host, text
+from externalresource.demo.flink_host import Flink, Report, TaskManager
+from externalresource.demo.gpus import Gpus
 from externalresource.errors import ConfigurationError, ExternalResourceError
 
 _SHOWN = 8
@@ -22,18 +22,18 @@ def run(task_managers: int = 2, gpus: int = 2, write: _Write = print) -> int:
     """Show it, in lines of text, and return the exit status; ExternalResourceError if it does not go as it should."""
     if not 0 < task_managers <= gpus:
         raise ConfigurationError(f"each TaskManager of Flink needs a GPU: {task_managers} of them cannot share {gpus}")
-    demo_digits.check_installed()
-    demo_flink_host.check_installed()
+    digits.check_installed()
+    flink_host.check_installed()
     with _orderly_end(), tempfile.TemporaryDirectory(prefix="externalresource-", ignore_cleanup_errors=True) as folder:
         shared = Gpus(folder, gpus)
         write(shared.first_line)
-        configuration = shared.configuration(demo_flink_host.discovery_script())
-        version = demo_flink_host.version()
-        write(f"\nEach TaskManager of Flink {version} reads this:\n\n{demo_text.indented(configuration)}")
+        configuration = shared.configuration(flink_host.discovery_script())
+        version = flink_host.version()
+        write(f"\nEach TaskManager of Flink {version} reads this:\n\n{text.indented(configuration)}")
         with contextlib.closing(Flink(folder, configuration)) as flink:
             _show(flink, shared, task_managers, write)
             write("\nKilling all of Flink (SIGKILL), so that it gives nothing back; but it is provably gone:\n")
-        write(demo_text.claims(shared.claims()))
+        write(text.claims(shared.claims()))
     return 0
 
 
@@ -51,12 +51,12 @@ def _orderly_end() -> Iterator[None]:
 
 
 def _show(flink: Flink, gpus: Gpus, count: int, write: _Write) -> None:
-    write(f"Starting a JobManager and {demo_text.count(count, 'TaskManager')}, which takes some ten seconds:\n")
+    write(f"Starting a JobManager and {text.count(count, 'TaskManager')}, which takes some ten seconds:\n")
     members = _show_members(flink.start(count), write)
-    write(f"\nThe coordination file says who holds what:\n\n{demo_text.claims(gpus.claims())}")
-    write("\nSubmitting a PyFlink job, externalresource/demo_flink_job.py, which takes some seconds.")
+    write(f"\nThe coordination file says who holds what:\n\n{text.claims(gpus.claims())}")
+    write("\nSubmitting a PyFlink job, externalresource/demo/flink_job.py, which takes some seconds.")
     flink.submit(count, gpus.libraries)
-    _, unread = demo_digits.learned_and_unread(0)
+    _, unread = digits.learned_and_unread(0)
     write(
         "It is accepted. Each TaskManager now starts a Python worker. Its operator asks\n"
         'get_external_resource_infos("gpu"), learns to read digits on that GPU, and reads its part of\n'
@@ -101,17 +101,17 @@ def _show_subtasks(
         )
 
 
-def _show_answers(reports: Sequence[Report], unread: demo_digits.Digits, write: _Write) -> None:
+def _show_answers(reports: Sequence[Report], unread: digits.Digits, write: _Write) -> None:
     labels = unread.labels.tolist()
     answers = dict(answer for report in reports for answer in report.answers)
     if len(answers) < len(labels):
         raise ExternalResourceError(f"the job read only {len(answers)} of {len(labels)} digits")
     right = _right(answers.items(), labels)
     write(
-        f"\nWith {demo_text.library(reports[0].library)} they read {right} of {len(labels)} digits correctly, "
+        f"\nWith {text.library(reports[0].library)} they read {right} of {len(labels)} digits correctly, "
         f"an accuracy of {right / len(labels):.1%}. The first ones:\n"
     )
-    write(demo_text.pictures(unread.images[:_SHOWN].tolist(), [answers[place] for place in range(_SHOWN)]))
+    write(text.pictures(unread.images[:_SHOWN].tolist(), [answers[place] for place in range(_SHOWN)]))
 
 
 def _right(answers: Iterable[tuple[int, int]], labels: Sequence[int]) -> int:
