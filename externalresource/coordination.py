@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Generic, NamedTuple
+from typing import NamedTuple
 
 from externalresource import holders, ledger, matching, waiting, witness
 from externalresource import owner as processes
@@ -19,6 +19,7 @@ from externalresource.ledger import Claim
 from externalresource.lock import locked
 from externalresource.matching import Claimable, D
 from externalresource.owner import Observer, Owner, identify
+from externalresource.request import Choose, NeverEnoughError, Request, TooFewError, bounded, choice, refusal
 from externalresource.waiting import Place
 from externalresource.witness import Witness
 
@@ -46,9 +47,6 @@ __all__ = [
 DEFAULT_TIMEOUT = 9.0  # seconds: Flink's 10 for a discovery script, less its start
 _PAUSE = 0.05, 0.5  # seconds between two looks of a waiting process: the first, and the longest
 _LEAVING = 0.5  # seconds for the lock to be free when a waiting process gives up
-_SHOWN, _NAMED = 8, 16  # owners that a refusal names, and devices of each
-
-Choose = Callable[[Sequence[D], Sequence[Claim], int], Sequence[D]]
 
 
 class Holding(NamedTuple):  # records that the discovery script needs at each start: a dataclass costs 0.4 ms more
@@ -105,7 +103,8 @@ class Coordination:
     """The devices of one class on this host, as the processes that share one coordination file divide them.
 
     `pause` is called with seconds and a reason between two looks of a process that waits for devices. Within one of the
-    `runs`, the innermost that lives and has devices here, who claims gets a share of that one's.
+    `runs` (by default those that this process is inside of), the innermost that lives and has devices here, who claims
+    gets a share of that one's.
     """
 
     def __init__(
@@ -115,13 +114,13 @@ class Coordination:
         *,
         gone: Callable[[Owner, Observer], bool] = processes.gone,
         pause: Callable[[float, str], None] = lambda seconds, _reason: time.sleep(seconds),
-        runs: Runs = (),
+        runs: Runs | None = None,
     ) -> None:
         self.path = path
         self._class = device_class
         self._gone = gone
         self._pause = pause
-        self._runs = runs
+        self._runs = runs_around() if runs is None else runs
         self._witnesses: dict[str, Witness] = {}
         self._known: tuple[str, Sequence[Claim]] = "", ()  # the file as last seen: mostly nobody has changed it since
 
@@ -150,20 +149,15 @@ class Coordination:
         if amount > len(devices):
             raise NotEnoughDevicesError(f"{amount} wanted, this host has {len(devices)}")
         owner = owner if owner.grant else replace(owner, grant=new_grant())
-        request = _Request(devices, amount, owner, choose, suits)
+        request = Request(devices, amount, owner, choose, suits, wait)
         end = time.monotonic() + wait
         try:
             return self._claim_now(request, deadline, None)
-        except _NeverEnoughError:
-            raise
-        except NotEnoughDevicesError:
-            if wait <= 0:
-                raise
-        try:
-            with self._turn() as turn:
-                return self._claim_in_turn(request, turn, end, math.inf if deadline is None else deadline + wait)
         except NotEnoughDevicesError as error:
-            raise NotEnoughDevicesError(f"{error}; waited {wait:g} s for them") from None
+            if wait <= 0 or isinstance(error, NeverEnoughError):
+                raise
+        with self._turn() as turn:
+            return self._claim_in_turn(request, turn, end, math.inf if deadline is None else deadline + wait)
 
     def release(self, devices: Iterable[Claimable], owner: Owner, *, deadline: float | None = None) -> int:
         """Give back those of the devices that this owner holds; return how many those were."""
@@ -221,16 +215,18 @@ class Coordination:
                 raise
         return witness
 
-    def _claim_in_turn(self, request: "_Request[D]", turn: str, end: float, deadline: float) -> list[D]:
+    def _claim_in_turn(self, request: Request[D], turn: str, end: float, deadline: float) -> list[D]:
         """Claim as soon as those before leave enough; NotEnoughDevicesError at `end`."""
         seconds, longest = _PAUSE
         while True:
             now = time.monotonic()
             try:
                 return self._claim_now(request, min(now + DEFAULT_TIMEOUT, deadline), turn)
+            except NeverEnoughError:
+                raise
             except NotEnoughDevicesError as error:
                 if now >= end:
-                    raise
+                    raise NotEnoughDevicesError(f"{error}; waited {request.wait:g} s for them") from None
                 reason = str(error)
             self._pause(max(0, min(seconds, end - time.monotonic())), reason)
             seconds = min(seconds * 2, longest)
@@ -252,7 +248,7 @@ class Coordination:
             before, behind = waiting.around(queue, turn)
             self._write_queue(queue, [*before, *behind])
 
-    def _claim_now(self, request: "_Request[D]", deadline: float | None, turn: str | None) -> list[D]:
+    def _claim_now(self, request: Request[D], deadline: float | None, turn: str | None) -> list[D]:
         """Claim what is free and not kept for those who came before, or have a place in the queue under `turn`."""
         with self._locked(deadline):
             claimed = self._read()
@@ -272,22 +268,18 @@ class Coordination:
                 self._write(claimed, self._granted(request, claims, chosen, owner))
         return chosen
 
-    def _within(self, request: "_Request[D]", claims: Sequence[Claim]) -> "_Request[D]":
+    def _within(self, request: Request[D], claims: Sequence[Claim]) -> Request[D]:
         """Return the request bounded by the devices of the run that it is made in, if that has any here."""
         for grants in reversed(self._runs):
             here = processes.observer()
             held = [(claim, each) for claim in claims for each in holders.of(claim, here) if each.grant in grants]
             living = [(claim, each) for claim, each in held if not self._dead(each, here)]
             if living:
-                mine = [each for each in request.devices if any(matching.same(claim, each) for claim, _ in living)]
-                bounded = request._replace(devices=mine, within=grants, whole=_whole(living[0][1], len(mine)))
-                if request.amount > len(mine):
-                    raise _NeverEnoughError(f"{request.amount} wanted of {bounded.whole.rstrip(',')}")
-                return bounded
+                return bounded(request, grants, living)
         return request
 
     def _granted(
-        self, request: "_Request[D]", claims: Sequence[Claim], chosen: Sequence[D], owner: Owner
+        self, request: Request[D], claims: Sequence[Claim], chosen: Sequence[D], owner: Owner
     ) -> Sequence[Claim]:
         """Return the claims with what was chosen among them."""
         if not request.within:
@@ -302,18 +294,18 @@ class Coordination:
             waiting.write(self.path, after)
 
     def _chosen(
-        self, request: "_Request[D]", before: Sequence[Claim], ahead: Sequence[Place]
+        self, request: Request[D], before: Sequence[Claim], ahead: Sequence[Place]
     ) -> tuple[Sequence[Claim], list[D]]:
         """Return the claims that stand, and what the request gets beside them; NotEnoughDevicesError if too little."""
         try:
-            return before, _choice(request, before, ahead)
+            return before, choice(request, before, ahead)
         except NotEnoughDevicesError:  # only now: with 1,023 owners a look at each costs twenty times the rest
             living = {id(claim): [holding.living for holding in held] for claim, held in self._held(before)}
             claims = holders.narrowed(before, lambda claim: living[id(claim)])
         try:
-            return claims, _choice(request, claims, ahead)
-        except _TooFewError as error:
-            raise NotEnoughDevicesError(_refusal(request, claims, error.free, ahead)) from None
+            return claims, choice(request, claims, ahead)
+        except TooFewError as error:
+            raise NotEnoughDevicesError(refusal(request, claims, error.free, ahead)) from None
 
     def _locked(self, deadline: float | None) -> contextlib.AbstractContextManager[None]:
         return locked(self.path, time.monotonic() + DEFAULT_TIMEOUT if deadline is None else deadline)
@@ -375,79 +367,3 @@ class Coordination:
         named = {"uuid": device.uuid, "parent_uuid": device.parent_uuid, "parent_token": device.parent_token}
         known = {key: value for key, value in named.items() if value is not None}
         return Claim(device.token, owner.pid, {**known, "class": self._class, **holders.recorded(owner)})
-
-
-class _TooFewError(NotEnoughDevicesError):
-    """Fewer devices are free than wanted: why is put into words only where somebody reads them."""
-
-    def __init__(self, free: int) -> None:
-        super().__init__(free)
-        self.free = free
-
-
-class _NeverEnoughError(NotEnoughDevicesError):
-    """There is no use in waiting."""
-
-
-class _Request(NamedTuple, Generic[D]):
-    devices: Sequence[D]
-    amount: int
-    owner: Owner
-    choose: Choose[D]
-    #: Whether a device would do at the moment.
-    suits: Callable[[D], bool]
-    #: The grants of which it wants shares; of none, it wants devices that nobody holds.
-    within: frozenset[str] = frozenset()
-    #: What it is bounded by, in words.
-    whole: str = ""
-
-    @property
-    def line(self) -> str:
-        """Those who want shares of one grant wait in a line of their own."""
-        return ",".join(sorted(self.within))
-
-    def rivals(self, claims: Sequence[Claim]) -> list[Claim]:
-        """Return the claims that take devices from this request."""
-        return [claim for claim in claims if not self.within or holders.last_grant(claim) not in self.within]
-
-
-def _whole(run: Owner, amount: int) -> str:
-    return f"the {amount} that pid {run.pid} ({program_of(run)}) has, inside of which this runs,"
-
-
-def _choice(request: _Request[D], claims: Sequence[Claim], ahead: Sequence[Place]) -> list[D]:
-    before = [place for place in ahead if place.line == request.line]
-    free = waiting.unreserved(matching.free(request.devices, request.rivals(claims)), before)
-    if len(free) < request.amount:
-        raise _TooFewError(len(free))
-    chosen = list(request.choose(free, claims, request.amount))
-    matching.check_choice(chosen, free, request.amount)
-    return chosen
-
-
-def _refusal(request: _Request[D], claims: Sequence[Claim], free: int, ahead: Sequence[Place]) -> str:
-    here = processes.observer()
-    taken: dict[Owner, list[Claim]] = {}
-    for claim in matching.taking(request.rivals(claims), request.devices):
-        holder = holders.of(claim, here)[-1 if request.within else 0]
-        taken.setdefault(holder, []).append(claim)
-    shown = [_holder(owner, held, request.owner) for owner, held in list(taken.items())[:_SHOWN]]
-    whole = request.whole or str(len(request.devices))
-    parts = [f"{request.amount} wanted, {free} of {whole} free"]
-    rivals = [place for place in ahead if place.line == request.line and waiting.wants(place, request.devices)]
-    if rivals:
-        parts.append(f"{len(rivals)} waiting before")
-    if shown:
-        more = f"; and {len(taken) - _SHOWN} more owners" if len(taken) > _SHOWN else ""
-        parts.append(f"held by {'; '.join(shown)}{more}")
-    return "; ".join(parts)
-
-
-def _holder(owner: Owner, held: Sequence[Claim], asker: Owner) -> str:
-    program = program_of(owner)
-    who = f"pid {owner.pid}" + (f" ({program})" if program else "")
-    since = held[0].details.get("since")
-    when = f", since {since}" if since else ""
-    itself = ", which asks again and would get further ones" if owner.same_process(asker) else ""
-    more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
-    return f"{who}{when}: {', '.join(claim.token for claim in held[:_NAMED])}{more}{itself}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from externalresource import options as option_parser
-from externalresource.coordination import Claim, Coordination, Holding, Owner, first, runs_around
+from externalresource.coordination import Claim, Coordination, Holding, Owner, first
 from externalresource.errors import (
     ConfigurationError,
     DiscoveryError,
@@ -176,7 +176,7 @@ class DeviceDriver:
         self._options = options
         self._environment = environment
         path = options.coordination_file or _default_file(device_class)
-        self._grants = Grants(Coordination(path, device_class, pause=self._pause, runs=runs_around()))
+        self._grants = Grants(Coordination(path, device_class, pause=self._pause))
         self._now: Mapping[str, Device] = {}
         self._seen = 0.0
         self._told = False

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
-from externalresource import configuration, flink_shares, task_manager
+from externalresource import configuration, flink_shares, flink_worker, task_manager
 from externalresource.configuration import ResourceConfig
 from externalresource.coordination import Claim, identify, runs_around
 from externalresource.drivers import Device, DeviceInfo
@@ -24,13 +24,16 @@ def get_external_resource_infos(name: str, *, exclusive: int | None = None) -> A
     To be called in `open()`. These are the devices that the TaskManager holds in the coordination file; without
     coordination (Kubernetes and YARN give each container its own devices) those that its driver finds. `exclusive` is
     for so many of them that no other worker of the TaskManager has, as long as this one lives: all operators of one
-    worker are told the same ones. Raises ExternalResourceError, which says what was looked for, and where.
+    worker are told the same ones. The worker is killed 5 s after its TaskManager has ended: the devices are another's
+    then. Raises ExternalResourceError, which says what was looked for, and where.
     """
     found = find_task_manager()
     resource = _resource(name, found, _resources(found))
     if resource.driver_factory is None:
         raise ConfigurationError(f"external-resource.{name}.driver-factory.class is not set: nothing tells its devices")
-    return _infos(create_driver(resource.driver_factory, resource.options), found, resource, exclusive)
+    infos = _infos(create_driver(resource.driver_factory, resource.options), found, resource, exclusive)
+    flink_worker.end_with(found.pid)
+    return infos
 
 
 def environment(found: TaskManager, exclusive: Mapping[str, int] | None = None) -> dict[str, str]:
@@ -123,8 +126,9 @@ def _held(
     if held is None:
         raise PluginError(f"the driver of {resource.name!r} cannot tell what the TaskManager holds: it has no held()")
     holdings, manager = held(), identify(found.pid)
+    its = [each for each in holdings if each.owner.same_process(manager)]
     outer = frozenset[str]().union(*runs_around())  # a TaskManager that `externalresource run` became holds more
-    mine = [each for each in holdings if each.owner.same_process(manager) and each.owner.grant not in outer]
+    mine = [each for each in its if each.owner.grant not in outer] or its
     if len(mine) != resource.amount:
         raise DiscoveryError(
             f"the TaskManager (pid {found.pid}) holds {len(mine)} devices of {resource.name!r} in {path}, not "
@@ -133,5 +137,5 @@ def _held(
     if exclusive is not None:
         claims = flink_shares.take(path, mine, found.pid, exclusive)
     else:
-        claims = flink_shares.own(holdings, found.pid) or [holding.claim for holding in mine]
+        claims = flink_shares.own(holdings, mine, found.pid) or [holding.claim for holding in mine]
     return frozenset(_info(claim) for claim in claims)

@@ -31,12 +31,13 @@ def main() -> "NoReturn":
         asked, words = words[1:2], words[2:]
     found = task_manager.find()
     if found is not None:
-        from externalresource import flink, flink_shares
+        from externalresource import flink, flink_shares, flink_worker
         from externalresource.errors import ExternalResourceError
 
         try:
             variables |= flink.environment(found, _exclusive(asked))
-            variables |= flink_shares.keep_over_exec(found.pid)
+            variables |= flink_shares.keep_over_exec()
+            flink_worker.end_with_over_exec(found.pid)
         except ExternalResourceError as error:
             sys.exit(f"externalresource-python: {error}")
     os.execve(sys.executable, [sys.executable, *words], variables)  # noqa: S606 - to become Python is the point

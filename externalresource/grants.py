@@ -48,6 +48,11 @@ class Grants:
             self.add(claimed, owner, witness)
         return claimed
 
+    @property
+    def devices(self) -> list[Claimable]:
+        """Return what this process has, in the order in which it was claimed."""
+        return [device for grant in self._grants for device in grant.devices]
+
     @contextmanager
     def witnessed(self, *, until_children_exit: bool) -> Iterator[Witness | None]:
         """Give this process a lock that shows others that it lives, if it needs one; close it if the block fails."""

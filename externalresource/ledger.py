@@ -29,6 +29,7 @@ _TYPES = {  # of the fields that decide who holds what, where they stand
     **dict.fromkeys(("start_time", "pid_namespace", "time_namespace", "uid", "pidfd_inode"), int),
     "until_children_exit": bool,
 }
+_LARGEST_PID = 999_999_999
 _MODE = 0o644  # readable for all, whatever the umask: there are no secrets in it
 _LOCK_TEXT = "The lock of a coordination file. If that is missing beside this, its claims have been lost.\n"
 _LARGEST = 16 << 20  # bytes; 1,024 devices take 0.3 MB
@@ -225,7 +226,7 @@ def _typed(fields: Mapping[str, Any]) -> bool:
 
 def _are_shares(shares: Any) -> bool:
     return isinstance(shares, list) and all(
-        isinstance(share, dict) and type(share.get("pid")) is int and share["pid"] > 0 and _typed(share)
+        isinstance(share, dict) and type(share.get("pid")) is int and 0 < share["pid"] <= _LARGEST_PID and _typed(share)
         for share in shares
     )
 

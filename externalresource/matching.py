@@ -56,6 +56,12 @@ def same(claim: Claim, device: Claimable) -> bool:
     return claim.uuid == device.uuid if claim.uuid and device.uuid else claim.token == device.token
 
 
+def named(devices: Sequence[D], claims: Iterable[Claim]) -> list[D]:
+    """Return the devices of which each is claimed as such: not a slice of it, nor what it is a slice of."""
+    found = _Named([(claim.uuid, claim.token) for claim in claims])
+    return [device for device in devices if found.has(device.uuid, device.token)]
+
+
 def apart(devices: Sequence[D], amount: int) -> Sequence[D]:
     """Return the first `amount` of which none is a slice of another; NotEnoughDevicesError if there are fewer."""
     parts = [device for device in devices if device.parent_uuid or device.parent_token]

@@ -208,31 +208,37 @@ def test_outside_a_task_manager_nothing_that_costs_is_imported() -> None:
 
 # ---- a worker's own share -------------------------------------------------------------------------
 
-#: Prints what it is told of each number of exclusive devices, then lives until who started it has ended.
+#: Prints what it is told of each number of exclusive devices, of its arguments and its input, till who started it ends.
 SHARE = """
 import json, sys
-from externalresource import flink_shares
+from externalresource import flink_shares, flink_worker
 from externalresource.errors import ExternalResourceError
 from externalresource.flink import get_external_resource_infos
-flink_shares._PATIENCE = flink_shares._GRACE = 0.2
+flink_shares._PATIENCE = flink_worker._GRACE = 0.2
 def told(exclusive):
     try:
         infos = get_external_resource_infos("gpu", exclusive=exclusive)
     except ExternalResourceError as error:
         return f"{type(error).__name__}: {error}"
     return ",".join(sorted(info.get_property("index") for info in infos))
-for word in sys.argv[1:]:
+def tell(word):
     print(json.dumps(told(int(word) if word.isdecimal() else None)), flush=True)
-sys.stdin.read()
+for word in sys.argv[1:]:
+    tell(word)
+for line in sys.stdin:
+    tell(line.strip())
 """
 #: What PyFlink does: it starts workers, which live side by side; a scene plays among them, and `tell` is for the test.
 WORKERS = """
-import json, os, subprocess, sys
+import json, os, signal, subprocess, sys
 def start(*words):
     command = [sys.executable, "-c", os.environ["SHARE"], *words]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     worker.said = [json.loads(worker.stdout.readline()) for _ in words]
     return worker
+def ask(worker, amount):
+    worker.stdin.write(amount + chr(10)), worker.stdin.flush()
+    return json.loads(worker.stdout.readline())
 def tell(*what):
     print(json.dumps(what))
 """
@@ -280,6 +286,19 @@ def test_operators_of_one_worker_have_one_share(cluster: Cluster) -> None:
     assert said == ["0,1", "0", "0", "0", "0,1", "0"]
 
 
+def test_operators_that_ask_for_fewer_are_told_what_was_taken_first(cluster: Cluster) -> None:
+    (said,) = scene(
+        cluster,
+        """
+other = start("1")
+worker = start("1")
+other.kill(), other.wait()
+tell(*worker.said, ask(worker, "2"), ask(worker, "1"))
+""",
+    )
+    assert said == ["1", "0,1", "1"]
+
+
 def test_process_that_a_worker_starts_has_the_workers_share(cluster: Cluster) -> None:
     (said,) = scene(
         cluster,
@@ -307,24 +326,61 @@ with ThreadPoolExecutor(8) as pool:
     assert said == [["0"]] * 8
 
 
+def test_fork_of_a_worker_that_waits_for_its_share_is_not_locked(cluster: Cluster) -> None:
+    ((waits, told),) = scene(
+        cluster,
+        """
+import threading, time
+from externalresource import flink_shares
+from externalresource.flink import get_external_resource_infos
+other = start("2")
+thread = threading.Thread(target=get_external_resource_infos, args=["gpu"], kwargs={"exclusive": 1}, daemon=True)
+threading.excepthook = lambda _: None
+thread.start()
+while not flink_shares._one_at_a_time.locked(): time.sleep(0.01)
+read, write = os.pipe()
+if os.fork() == 0:
+    flink_shares._PATIENCE = 0
+    try:
+        get_external_resource_infos("gpu", exclusive=1)
+    except Exception as error:
+        os.write(write, type(error).__name__.encode())
+    os._exit(0)
+os.wait()
+tell(thread.is_alive(), os.read(read, 100).decode())
+os._exit(sys.stdout.flush() or 0)
+""",
+    )
+    assert (waits, told) == (True, "NotEnoughDevicesError")
+
+
 KILL = """
-import signal
 from externalresource import task_manager
 os.kill(task_manager.find().pid, signal.SIGKILL)
 tell(worker.wait(60))
 """
 
 
-def test_worker_with_a_share_ends_when_its_task_manager_is_killed(cluster: Cluster) -> None:
-    assert scene(cluster, f'worker = start("1"){KILL}') == [[-signal.SIGKILL]]
+@pytest.mark.parametrize("asked", ["1", "all"])
+def test_worker_ends_when_its_task_manager_is_killed(asked: str, cluster: Cluster) -> None:
+    assert scene(cluster, f'worker = start("{asked}"){KILL}') == [[-signal.SIGKILL]]
 
 
-def test_python_with_a_share_ends_when_its_task_manager_is_killed(cluster: Cluster) -> None:
+def test_worker_that_was_told_nothing_is_let_alone(cluster: Cluster) -> None:
+    patient = KILL.replace("tell(worker.wait(60))", "import time; time.sleep(1); tell(worker.poll())")
+    ((refused,), (status,)) = scene(cluster, f'worker = start("3"); tell(*worker.said){patient}')
+    assert refused.startswith("ConfigurationError: 3 exclusive devices wanted")
+    assert status is None
+
+
+def test_python_ends_when_its_task_manager_is_killed(cluster: Cluster) -> None:
     ((status,),) = scene(
         cluster,
         f"""
-command = ["{PYTHON}", "--exclusive", "gpu=1", "-c", "import sys; print(flush=True); sys.stdin.read()"]
+command = ["{PYTHON}", "-c", "import sys; print(flush=True); sys.stdin.read()"]
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # which programs inherit
 worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 worker.stdout.readline()
 {KILL}""",
     )
@@ -335,7 +391,7 @@ worker.stdout.readline()
     ("amount", "said"),
     [
         ("3", "ConfigurationError: 3 exclusive devices wanted, the TaskManager has 2"),
-        ("0", "ConfigurationError: the number of exclusive devices must be positive, not 0"),
+        ("0", "ConfigurationError: the number of exclusive devices must be a positive integer, not 0"),
     ],
 )
 def test_amount_that_can_never_be_is_refused_at_once(amount: str, said: str, cluster: Cluster) -> None:

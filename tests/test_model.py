@@ -17,6 +17,7 @@ from externalresource.coordination import Coordination
 from externalresource.errors import NotEnoughDevicesError
 from externalresource.ledger import Claim
 from externalresource.owner import Observer, Owner
+from externalresource.request import Request
 from externalresource.waiting import Place
 from externalresource.witness import Witness
 
@@ -149,7 +150,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert set(offered) <= set(free)
             return chance.sample(list(offered), amount)
 
-        request = coordination._Request(devices, amount, self.owner(pid), choose, lambda _: True)
+        request = Request(devices, amount, self.owner(pid), choose, lambda _: True)
         try:
             granted = self.shared._claim_now(request, time.monotonic(), one.place.witness if one else None)
         except NotEnoughDevicesError:

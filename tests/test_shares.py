@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import sysconfig
@@ -178,6 +179,36 @@ def test_more_than_the_run_has_is_refused_at_once_though_one_waits(host: Host) -
     assert said == "3 wanted of the 2 that pid 1 (make) has, inside of which this runs"
 
 
+def test_who_waits_for_more_than_the_run_has_left_is_refused_at_once(host: Host) -> None:
+    host.claim(1, 2)
+    host.claim(2, 1, "of1")
+
+    def strike_out(_seconds: float, _reason: str) -> None:
+        host.inside().drop(lambda holding: holding.claim.token == "1")
+
+    with pytest.raises(NotEnoughDevicesError) as caught:
+        host.inside("of1", pause=strike_out).claim(GPUS, 2, made_up(3), wait=1000)
+    assert str(caught.value) == "2 wanted of the 1 that pid 1 (make) has, inside of which this runs"
+    assert waiting.read(host.path) == []
+
+
+def test_devices_of_the_run_that_are_not_asked_for_are_told_of(host: Host) -> None:
+    host.claim(1, 2)
+    with pytest.raises(NotEnoughDevicesError) as caught:
+        host.inside("of1").claim(GPUS[1:], 2, made_up(2))
+    assert "2 wanted of the 2 that pid 1 (make) has" in str(caught.value)
+    assert str(caught.value).endswith("(1 of them visible and suitable)")
+
+
+def test_refusal_says_since_when_the_share_is_held(host: Host) -> None:
+    host.claim(1, 1)
+    file = Path(host.path)
+    file.write_text(re.sub(r'"since":"[^"]*"', '"since":"2000-01-01T00:00:00Z"', file.read_text()))
+    host.claim(2, 1, "of1")
+    assert "held by pid 1 (make), since 2000" in host.refusal(3, 4)
+    assert "2000" not in host.refusal(3, 1, "of1")
+
+
 def test_those_who_wait_for_devices_do_not_stand_in_the_way_of_shares(host: Host) -> None:
     host.claim(1, 4)
     outside = Witness(host.path)
@@ -261,7 +292,17 @@ def test_what_we_do_not_know_of_a_line_is_kept(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    "shares", ["{}", "[1]", "[{}]", '[{"pid":"7"}]', '[{"pid":0}]', '[{"pid":true}]', '[{"pid":7,"grant":1}]']
+    "shares",
+    [
+        "{}",
+        "[1]",
+        "[{}]",
+        '[{"pid":"7"}]',
+        '[{"pid":0}]',
+        '[{"pid":1000000000}]',
+        '[{"pid":true}]',
+        '[{"pid":7,"grant":1}]',
+    ],
 )
 def test_shares_that_cannot_be_read_grant_nothing(shares: str, host: Host) -> None:
     Path(host.path).write_text(f'0 7 {{"shares":{shares}}}\n')

@@ -151,8 +151,10 @@ def _held(one: _TaskManager, known: Known) -> int | None:
     if known.held is None or one.pid is None:
         return None
     try:
-        claims = [holding for holding in known.held() if holding.share_of is None]
-        return sum(one.pid in (holding.owner.pid, pid_here(holding.owner)) for holding in claims)
+        its = [holding for holding in known.held() if one.pid in (holding.owner.pid, pid_here(holding.owner))]
+        # One that `externalresource run` became holds what it asked for as shares of its own.
+        shares = [holding for holding in its if holding.share_of and holding.share_of.same_process(holding.owner)]
+        return len({holding.claim.token for holding in shares or its})
     except ExternalResourceError:  # of which the coordination file's own check tells
         return None
 

@@ -99,7 +99,7 @@ def _answer(options: Options, parent: int) -> str:
 
 
 def _coordinated(options: Options, parent: int, question: Question, deadline: float) -> str:
-    from externalresource.coordination import Coordination, runs_around
+    from externalresource.coordination import Coordination
     from externalresource_gpu.progress import Progress
 
     owner = _owner(options, parent)
@@ -111,7 +111,7 @@ def _coordinated(options: Options, parent: int, question: Question, deadline: fl
         _sleep(seconds)
         _look_again(question, host, deadline + options.wait)
 
-    coordination = Coordination(options.coordination_file, "gpu", pause=pause, runs=runs_around())
+    coordination = Coordination(options.coordination_file, "gpu", pause=pause)
     host = question.host(deadline)
     candidates = host.candidates()
     _check_asker(parent, owner)
