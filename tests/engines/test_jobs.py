@@ -63,6 +63,16 @@ def test_operators_are_told_the_devices_of_their_task_manager(two_by_two: Cluste
         assert told(read(tmp_path, kind)) == held(two_by_two)
 
 
+def test_each_worker_has_a_share_of_its_own(two_by_two: Cluster, tmp_path: Path) -> None:
+    two_by_two.submit("--parallelism", "4", "--python", PYTHON_JOB, "own", tmp_path, "40")
+    shares = {(report.reporter, report.task_manager, report.devices) for report in read(tmp_path, "stream")}
+    assert len({worker for worker, _, _ in shares}) == 4
+    told = [(whose, device) for _, whose, device in shares]
+    assert sorted(told) == sorted(
+        (each.pid, device) for each in two_by_two.two_task_managers() for device in each.devices
+    )
+
+
 def test_operators_in_thread_mode_are_told_the_devices_of_their_task_manager(
     two_by_two: Cluster, tmp_path: Path
 ) -> None:
@@ -103,6 +113,11 @@ def test_no_device_is_in_two_hands_while_task_managers_are_killed_under_load(
     reports = read(tmp_path, "*")
     assert {(report.task_manager, report.devices) for report in reports} == set(expected)
     assert doubles(lives(reports, observer.killed)) == []
+    orphans = {report.reporter for report in read(tmp_path, "stream")} - {
+        report.reporter for report in last(tmp_path, "stream") if report.task_manager in living(everybody)
+    }
+    assert len(orphans) >= 6
+    observer.until(lambda: not any(map(works, orphans)), "the workers of the killed ones have ended")
 
 
 def held(cluster: Cluster, *, seen: bool = False) -> list[tuple[int, str, str]]:
@@ -123,6 +138,18 @@ def submit_endless(cluster: Cluster, folder: Path, *jobs: list[str | Path]) -> N
         words = [["--detached", "--parallelism", "2", *job, folder, ENDLESS] for job in jobs]
         for submitted in [pool.submit(cluster.submit, *each) for each in words]:
             submitted.result()
+
+
+def living(task_managers: Sequence[TaskManager]) -> set[int]:
+    return {each.pid for each in task_managers if each.lives}
+
+
+def works(pid: int) -> bool:
+    """There is such a process, and not only its last status for whoever started it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def busy(folder: Path, pair: Sequence[TaskManager]) -> bool:

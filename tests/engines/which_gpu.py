@@ -16,10 +16,10 @@ from pyflink.table.udf import udf
 class Report:
     """A file that an operator adds to; its name begins with the kind of operator."""
 
-    def __init__(self, folder: str, kind: str) -> None:
+    def __init__(self, folder: str, kind: str, exclusive: int | None = None) -> None:
         from externalresource.flink import find_task_manager, get_external_resource_infos
 
-        infos = get_external_resource_infos("gpu")
+        infos = get_external_resource_infos("gpu", exclusive=exclusive)
         indices = ",".join(sorted(str(info.get_property("index")) for info in infos))
         mask = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
         self._told = f"{os.getpid()} {find_task_manager().pid} {indices} {mask}"
@@ -33,11 +33,11 @@ class Report:
 
 
 class OfDataStream(MapFunction):  # type: ignore[misc] # PyFlink carries no types
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(self, folder: str, exclusive: int | None) -> None:
+        self._folder, self._exclusive = folder, exclusive
 
     def open(self, runtime_context: RuntimeContext) -> None:
-        self._report = Report(self._folder, "stream")
+        self._report = Report(self._folder, "stream", self._exclusive)
 
     def map(self, value: object) -> object:
         time.sleep(0.01)
@@ -59,6 +59,8 @@ class OfTable(ScalarFunction):  # type: ignore[misc] # PyFlink carries no types
 def main(kinds: str, folder: str, count: str) -> None:
     """Run a job of a DataStream (`stream`), that and one of a Table beside each other (`each`), or both as one (`one`).
 
+    In a job `own` each worker takes one GPU for itself.
+
     In thread mode Flink runs only one Python job in a TaskManager's life.
     """
     environment = StreamExecutionEnvironment.get_execution_environment()
@@ -67,7 +69,10 @@ def main(kinds: str, folder: str, count: str) -> None:
     numbers = environment.from_source(source, WatermarkStrategy.no_watermarks(), "numbers", Types.LONG())
     # Without an exchange between its operators, what runs in one TaskManager goes on when the other one dies; with one,
     # each operator gets a value: without a value, one in Python is not even opened.
-    if kinds == "stream":
+    if kinds == "own":
+        of_data_stream(numbers.rebalance(), folder, exclusive=1)
+        environment.execute("a GPU for each worker")
+    elif kinds == "stream":
         of_data_stream(numbers, folder)
         environment.execute("which GPU, in a DataStream")
     elif kinds == "one":
@@ -79,8 +84,8 @@ def main(kinds: str, folder: str, count: str) -> None:
         job.get_job_execution_result().result()
 
 
-def of_data_stream(numbers: DataStream, folder: str) -> DataStream:
-    return numbers.map(OfDataStream(folder), output_type=Types.LONG())
+def of_data_stream(numbers: DataStream, folder: str, exclusive: int | None = None) -> DataStream:
+    return numbers.map(OfDataStream(folder, exclusive), output_type=Types.LONG())
 
 
 def collect(tables: StreamTableEnvironment, numbers: DataStream, folder: str) -> None:
