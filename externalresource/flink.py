@@ -23,9 +23,9 @@ def get_external_resource_infos(name: str, *, exclusive: int | None = None) -> A
 
     To be called in `open()`. These are the devices that the TaskManager holds in the coordination file; without
     coordination (Kubernetes and YARN give each container its own devices) those that its driver finds. `exclusive` is
-    for so many of them that no other worker of the TaskManager has, as long as this one lives: all operators of one
-    worker are told the same ones. The worker is killed 5 s after its TaskManager has ended: the devices are another's
-    then. Raises ExternalResourceError, which says what was looked for, and where.
+    for so many of them that no other worker of the TaskManager gets that asks so, as long as this one lives: all
+    operators of one worker are told the same ones. The worker is killed 5 s after its TaskManager has ended: the
+    devices are another's then. Raises ExternalResourceError, which says what was looked for, and where.
     """
     found = find_task_manager()
     resource = _resource(name, found, _resources(found))

@@ -25,17 +25,14 @@ _OPTION, _VARIABLE = "--exclusive", "EXTERNALRESOURCE_EXCLUSIVE"
 def main() -> "NoReturn":
     """Become Python. Exit with 1 and the reason if nothing tells the TaskManager's devices: all would be too many."""
     variables = dict(os.environ)
-    words = sys.argv[1:]
-    asked = [word for word in os.environ.get(_VARIABLE, "").split(",") if word]
-    if words[:1] == [_OPTION]:
-        asked, words = words[1:2], words[2:]
+    given, words = _split(sys.argv[1:])
     found = task_manager.find()
     if found is not None:
         from externalresource import flink, flink_shares, flink_worker
         from externalresource.errors import ExternalResourceError
 
         try:
-            variables |= flink.environment(found, _exclusive(asked))
+            variables |= flink.environment(found, _exclusive(given))
             variables |= flink_shares.keep_over_exec()
             flink_worker.end_with_over_exec(found.pid)
         except ExternalResourceError as error:
@@ -43,15 +40,27 @@ def main() -> "NoReturn":
     os.execve(sys.executable, [sys.executable, *words], variables)  # noqa: S606 - to become Python is the point
 
 
-def _exclusive(asked: "Sequence[str]") -> dict[str, int]:
-    """Return the amounts by name; ConfigurationError if they are not written like gpu=1."""
+def _split(words: "Sequence[str]") -> "tuple[list[str], list[str]]":
+    """Return the values of our option, and the words that are Python's own."""
+    given, rest = [], list(words)
+    while rest and rest[0].partition("=")[0] == _OPTION:
+        _, equals, value = rest.pop(0).partition("=")
+        given.append(value if equals or not rest else rest.pop(0))
+    return given, rest
+
+
+def _exclusive(given: "Sequence[str]") -> dict[str, int]:
+    """Return the amounts by name, of the option or else of the variable; ConfigurationError if they are not like gpu=1."""
     from externalresource.errors import ConfigurationError
 
-    amounts = {}
-    for text in asked:
+    source = _OPTION if given else _VARIABLE
+    amounts: dict[str, int] = {}
+    for text in given or filter(None, os.environ.get(_VARIABLE, "").split(",")):
         name, _, amount = text.partition("=")
         if not (name and amount.isascii() and amount.isdigit() and len(amount) < 10 and int(amount)):  # noqa: PLR2004
-            raise ConfigurationError(f"{_OPTION} {text!r} is not allowed: write it like gpu=1")
+            raise ConfigurationError(f"{source}: {text!r} is not allowed: write it like gpu=1")
+        if name in amounts:
+            raise ConfigurationError(f"{source}: {name!r} is given twice")
         amounts[name] = int(amount)
     return amounts
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from externalresource import task_manager
 from externalresource.coordination import Claim, Coordination, Holding, identify, run_variable
-from externalresource.errors import ConfigurationError
+from externalresource.errors import ConfigurationError, DiscoveryError
 from externalresource.grants import Grants
 
 _PATIENCE = 10.0  # seconds: a worker of the job before may end at this moment
@@ -54,6 +54,11 @@ def take(path: str, mine: Sequence[Holding], manager: int, amount: int) -> list[
         raise ConfigurationError(f"the number of exclusive devices must be a positive integer, not {amount!r}")
     if amount > len(mine):
         raise ConfigurationError(f"{amount} exclusive devices wanted, the TaskManager has {len(mine)}")
+    if not all(holding.owner.grant for holding in mine):
+        raise ConfigurationError(
+            f"the TaskManager's lines in {path} have no grant of which a share could be taken: another version of our "
+            "discovery script wrote them; start the TaskManager again"
+        )
     with _one_at_a_time:
         grants = _grants.get(path) or Grants(Coordination(path, mine[0].claim.details["class"], runs=[_names(mine)]))
         has = own(grants.coordination.held(), mine, manager)
@@ -78,4 +83,6 @@ def _names(mine: Sequence[Holding]) -> frozenset[str]:
 def _workers(manager: int) -> list[int]:
     """Return this process and those between it and its TaskManager."""
     pids = [pid for pid, _ in task_manager.ancestors()]
+    if manager not in pids:
+        raise DiscoveryError(f"the TaskManager (pid {manager}) has ended")
     return pids[: pids.index(manager)]

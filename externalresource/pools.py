@@ -25,7 +25,7 @@ def claim_for_worker(
     To be called before anything in the process uses the devices: by a pool as the initializer of its workers, with
     `initargs=("gpu", 1, {"wait": "60"})`. The arguments are those of `externalresource.claim`. An initializer that
     fails breaks a ProcessPoolExecutor. A multiprocessing.Pool starts another worker for ever: there the refusal stands
-    on stderr, every two seconds.
+    on stderr, every two seconds. A pool of threads is refused: all of them share one environment.
     """
     if threading.current_thread() is not threading.main_thread():
         raise ConfigurationError(

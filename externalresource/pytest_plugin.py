@@ -24,10 +24,11 @@ def worker_gpu() -> "Iterator[ExternalResourceInfo]":
 
     try:
         context = claim("gpu")
+        variables = context.environment()
     except ExternalResourceError as error:
         pytest.fail(f"no GPU for this worker: {error}", pytrace=False)
     with context, pytest.MonkeyPatch.context() as patch:
-        for name, value in context.environment().items():
+        for name, value in variables.items():
             patch.setenv(name, value)
         [info] = context.get_external_resource_infos("gpu")
         yield info

@@ -333,6 +333,7 @@ def test_fork_of_a_worker_that_waits_for_its_share_is_not_locked(cluster: Cluste
 import threading, time
 from externalresource import flink_shares
 from externalresource.flink import get_external_resource_infos
+flink_shares._PATIENCE = 120
 other = start("2")
 thread = threading.Thread(target=get_external_resource_infos, args=["gpu"], kwargs={"exclusive": 1}, daemon=True)
 threading.excepthook = lambda _: None
@@ -447,8 +448,12 @@ for worker in workers: print(worker.stdout.readline(), end="")
 
 @pytest.mark.parametrize(
     ("words", "variables"),
-    [(("--exclusive", "gpu=1"), {}), ((), {"EXTERNALRESOURCE_EXCLUSIVE": "gpu=1"})],
-    ids=["option", "environment"],
+    [
+        (("--exclusive", "gpu=1"), {}),
+        (("--exclusive=gpu=1",), {"EXTERNALRESOURCE_EXCLUSIVE": "gpu=2"}),
+        ((), {"EXTERNALRESOURCE_EXCLUSIVE": "gpu=1"}),
+    ],
+    ids=["option", "option with =", "environment"],
 )
 def test_pythons_of_two_workers_see_a_device_each(
     words: tuple[str, ...], variables: dict[str, str], cluster: Cluster
@@ -459,14 +464,22 @@ def test_pythons_of_two_workers_see_a_device_each(
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("gpu", "--exclusive 'gpu' is not allowed: write it like gpu=1"),
-        ("gpu=0", "--exclusive 'gpu=0' is not allowed: write it like gpu=1"),
+        ("gpu", "EXTERNALRESOURCE_EXCLUSIVE: 'gpu' is not allowed: write it like gpu=1"),
+        ("gpu=0", "EXTERNALRESOURCE_EXCLUSIVE: 'gpu=0' is not allowed: write it like gpu=1"),
+        ("gpu=1,gpu=2", "EXTERNALRESOURCE_EXCLUSIVE: 'gpu' is given twice"),
         ("gpus=1", "has no resource 'gpus' (it has: gpu), did you mean 'gpu'?"),
     ],
 )
 def test_share_that_is_asked_for_wrongly_starts_no_python(asked: str, said: str, cluster: Cluster) -> None:
     told = exclusive(cluster, EXTERNALRESOURCE_EXCLUSIVE=asked).splitlines()
     assert [line.startswith("externalresource-python: ") and said in line for line in told] == [True, True]
+
+
+def test_option_without_a_value_starts_no_python(cluster: Cluster) -> None:
+    said = cluster.ask(
+        "-c", ".", worker='import os; os.execv(os.environ["OURS"], ["python", "--exclusive"])', OURS=PYTHON
+    )
+    assert said == "externalresource-python: --exclusive: '' is not allowed: write it like gpu=1"
 
 
 def test_outside_a_task_manager_a_share_is_none_of_its_business() -> None:

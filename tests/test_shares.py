@@ -451,9 +451,10 @@ def test_gpus_of_a_run_are_divided_by_their_mask(tmp_path: Path) -> None:
         "EXTERNALRESOURCE_GPU_SIMULATE": "dgx-a100",
         "EXTERNALRESOURCE_GPU_COORDINATION_FILE": str(tmp_path / "gpus"),
     }
-    inner = f"'{COMMAND}' run gpu=1 -- sh -c 'echo $CUDA_VISIBLE_DEVICES; sleep 3' & "
+    tell = 'echo "$CUDA_VISIBLE_DEVICES"; echo >>told; while [ "$(wc -l <told)" -lt 4 ]; do sleep 0.02; done'
+    inner = f"'{COMMAND}' run gpu=1 -- sh -c '{tell}' & "
     words = [COMMAND, "run", "gpu=4", "--", "sh", "-c", f"{inner * 4} wait; echo $CUDA_VISIBLE_DEVICES"]
-    done = subprocess.run(words, env=environment, check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=120)
     *inside, outside = done.stdout.split()
     assert sorted(inside) == sorted(outside.split(","))
 
