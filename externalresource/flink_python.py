@@ -50,7 +50,7 @@ def _split(words: "Sequence[str]") -> "tuple[list[str], list[str]]":
 
 
 def _exclusive(given: "Sequence[str]") -> dict[str, int]:
-    """Return the amounts by name, of the option or else of the variable; ConfigurationError if they are not like gpu=1."""
+    """Return the amounts by name, of the option or else the variable; ConfigurationError if they are not like gpu=1."""
     from externalresource.errors import ConfigurationError
 
     source = _OPTION if given else _VARIABLE
