@@ -345,7 +345,7 @@ def test_script_that_is_not_there_or_has_a_blank_in_its_path(host: Host) -> None
     assert the(host.examine({PATH: "/opt/my gpus.sh"}), "script").problem.endswith("cannot be run")
 
 
-@pytest.mark.parametrize("first", ["echo 0", "#!/missing/sh", "#!/bin/sh\r", ""])
+@pytest.mark.parametrize("first", ["#!/missing/sh", "#!/bin/sh\r"])
 def test_script_that_cannot_be_started(host: Host, first: str) -> None:
     script = host.folder / "nvidia-gpu-discovery"
     script.write_text(f"{first}\nexit 1\n")
@@ -353,6 +353,19 @@ def test_script_that_cannot_be_started(host: Host, first: str) -> None:
     found = the(host.examine({PATH: script}), "script")
     assert found.evidence == f"{host.line(PATH)}{PATH}: {script}: its first line is {first!r}"
     assert "must name an interpreter" in found.remedy
+
+
+@pytest.mark.parametrize("first", ["echo 0", "", "#!", "#! "])
+def test_script_that_names_no_interpreter_is_run_by_java_and_not_by_python(host: Host, first: str) -> None:
+    script = host.folder / "nvidia-gpu-discovery"
+    script.write_text(f"{first}\nexit 0\n")
+    script.chmod(0o755)
+    assert host.examine({PATH: script}).findings == []
+    with pytest.raises(OSError, match="Exec format error"):
+        subprocess.run([script], check=False)
+    (host.folder / "lib").rmdir()  # for TaskManagers in Python there is no folder of plugins
+    found = the(host.examine({CLASS: "gpu"}), "script")
+    assert found.evidence == f"{host.line(PATH)}{PATH}: {script}: its first line is {first!r}"
 
 
 def test_folder_of_plugins_without_a_jar(host: Host) -> None:

@@ -47,7 +47,8 @@ def script(resource: Written, flink: str | None, environment: Mapping[str, str])
     elif not os.path.isabs(path) and not environment.get("FLINK_HOME"):
         yield _relative(path, name, seen, flink)
     else:
-        yield from _not_runnable(os.path.join(environment.get("FLINK_HOME", ""), path), name, seen)
+        has_shell = text(resource.driver_factory) == GPU_FACTORY
+        yield from _not_runnable(os.path.join(environment.get("FLINK_HOME", ""), path), name, seen, has_shell=has_shell)
 
 
 def _relative(path: str, name: str, seen: str, flink: str | None) -> Finding:
@@ -66,7 +67,7 @@ def _relative(path: str, name: str, seen: str, flink: str | None) -> Finding:
     )
 
 
-def _not_runnable(path: str, name: str, seen: str) -> Iterator[Finding]:
+def _not_runnable(path: str, name: str, seen: str, *, has_shell: bool) -> Iterator[Finding]:
     at = seen if path in seen else f"{seen}; that is {path}"
     if not os.path.exists(path):
         remedy = f"{name}: the absolute path of {OUR_SCRIPT} (`command -v {OUR_SCRIPT}`), or of Flink's script"
@@ -77,23 +78,26 @@ def _not_runnable(path: str, name: str, seen: str) -> Iterator[Finding]:
         mode = f"{os.stat(path).st_mode & 0o777:03o}"
         problem = "the discovery script is not executable"
         yield Finding("script", ERROR, problem, f"{at}, whose mode is {mode}", f"chmod a+x {path}")
-    elif (fault := _interpreter_fault(path)) is not None:
+    elif (fault := _interpreter_fault(path, has_shell=has_shell)) is not None:
         yield Finding("script", ERROR, "the discovery script cannot be started", f"{at}: {fault}", _HOW_TO_START)
 
 
-def _interpreter_fault(path: str) -> str | None:
-    """Return what is wrong with the first line of a script."""
+def _interpreter_fault(path: str, *, has_shell: bool) -> str | None:
+    """Return what is wrong with the first line of a script.
+
+    What names no interpreter is run by a shell if Java starts it (`has_shell`), and refused to a TaskManager in Python.
+    """
     try:
         with open(path, "rb") as file:
             line = file.readline(_LONGEST).rstrip(b"\n").decode("utf-8", "replace")
     except OSError:  # it may be executable and not readable
         return None
-    words = line.removeprefix("#!").split(maxsplit=1)
-    if line.startswith("\x7fELF") or (
-        line.startswith("#!") and words and os.path.exists(words[0]) and line[-1] != "\r"
-    ):
-        return None
-    return f"its first line is {line[:80]!r}"
+    words = line.removeprefix("#!").split(maxsplit=1) if line.startswith("#!") else []
+    if not words:
+        is_started = has_shell or line.startswith("\x7fELF")
+    else:
+        is_started = os.path.exists(words[0]) and not line.endswith("\r")
+    return None if is_started else f"its first line is {line[:80]!r}"
 
 
 def properties(environment: Mapping[str, str]) -> Iterator[Note]:
