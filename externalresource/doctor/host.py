@@ -261,17 +261,15 @@ def _taken_over(path: str, holding: Holding) -> Iterator[Finding]:
     device, pid = holding.claim.token, holding.owner.pid
     program = holdings.row(holding)["program"]
     if in_container() and pid_here(holding.owner) is None:
-        problem = f"device {device} stays taken for good: its owner's pid means nothing in this container"
-    elif program not in (None, "java"):
-        problem = (
-            f"device {device} stays taken as long as {program} runs, which has its owner's pid and is no TaskManager"
-        )
+        problem = f"device {device} may stay taken for good: its owner's pid means nothing in this container"
+    elif program not in (None, "java"):  # a TaskManager in Python may have run the script as well
+        problem = f"device {device} stays taken as long as {program} runs, which has its owner's pid"
     else:
         return
     yield Finding(
         "foreign-claims",
-        ERROR,
+        WARNING,
         problem,
         f"{path}: {holding.claim.line}, and pid {pid} is {program or 'unknown'}",
-        f"strike it out: externalresource release --device {device} --force --coordination-file {path}",
+        f"if pid {pid} is no TaskManager of yours: externalresource release --device {device} --force --coordination-file {path}",
     )
