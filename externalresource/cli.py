@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -17,7 +17,7 @@ from externalresource.containment import printing_to_stderr
 from externalresource.context import RuntimeContext
 from externalresource.coordination import Holding, pid_here
 from externalresource.doctor.findings import ERROR, Report
-from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError
+from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError, cause
 from externalresource.hookspecs import ExternalResourceDriver
 from externalresource.plugins import create_driver
 from externalresource.tables import table
@@ -140,7 +140,7 @@ def discover(resource: str, form: str, *, record: str | None, **given: Any) -> N
         click.echo(f"wrote {record}; to see it: externalresource discover --simulate {record}")
         return
     found = list(_asked(driver, "devices", resource)())
-    held = _held(driver)
+    held = _held(driver, resource)
     if form == "json":
         _show([inventory.record(info, held) for info in found], form, nothing="")
         return
@@ -358,24 +358,30 @@ def _driver(resource: str, options: Mapping[str, str]) -> ExternalResourceDriver
 
 
 def _asked(driver: ExternalResourceDriver, method: str, resource: str) -> Callable[..., Any]:
-    """Return a method that a driver may have; PluginError if this one has not."""
+    """Return a method that a driver may have; PluginError if this one has not, or if it breaks."""
     found = getattr(driver, method, None)
     if found is None:
         raise PluginError(f"the driver of {resource!r} cannot answer this: it has no {method}()")
 
     def asked(*arguments: object) -> Any:
-        with printing_to_stderr():
-            return found(*arguments)
+        try:
+            with printing_to_stderr():
+                answer = found(*arguments)
+                return list(answer) if isinstance(answer, Iterator) else answer  # a generator may still break
+        except ExternalResourceError:
+            raise
+        except Exception as error:
+            raise PluginError(f"the driver of {resource!r} failed: {cause(error)}") from error
 
     return asked
 
 
-def _held(driver: ExternalResourceDriver) -> list[Holding]:
+def _held(driver: ExternalResourceDriver, resource: str) -> list[Holding]:
     """Return who holds what, if that can be told: the devices are shown in any case."""
     if not hasattr(driver, "held"):
         return []
     try:
-        return list(driver.held())
+        return list(_asked(driver, "held", resource)())
     except ExternalResourceError as error:
         click.echo(f"externalresource: who holds what is not known: {error}", err=True)
         return []

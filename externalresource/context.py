@@ -11,7 +11,7 @@ from typing import Self
 from externalresource import configuration
 from externalresource.configuration import ResourceConfig
 from externalresource.coordination import run_variable
-from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError, did_you_mean
+from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError, cause, did_you_mean
 from externalresource.hookspecs import ExternalResourceDriver, ExternalResourceInfo
 from externalresource.plugins import create_driver
 
@@ -114,7 +114,7 @@ class RuntimeContext:
         try:
             getattr(self._drivers.pop(name), "close", _nothing)()
         except Exception as error:  # noqa: BLE001 - code of the driver's
-            _warn(f"resource {name!r} could not be given back: {_cause(error)}")
+            _warn(f"resource {name!r} could not be given back: {cause(error)}")
 
 
 def runtime_context(
@@ -201,14 +201,10 @@ def _retrieved(name: str, driver: ExternalResourceDriver, amount: int) -> frozen
     except ExternalResourceError:
         raise
     except Exception as error:
-        raise PluginError(f"the driver of {name!r} failed: {_cause(error)}") from error
+        raise PluginError(f"the driver of {name!r} failed: {cause(error)}") from error
     if len(infos) != amount:
         raise PluginError(f"the driver of {name!r} returned {len(infos)} devices, not the {amount} asked for")
     return infos
-
-
-def _cause(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _nothing() -> None:

@@ -29,6 +29,11 @@ class NotEnoughDevicesError(ExternalResourceError):
     """Fewer devices than wanted exist here or are free now."""
 
 
+def cause(error: BaseException) -> str:
+    """Return what foreign code raised, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def did_you_mean(word: str, known: "Iterable[str]") -> str:
     """Return ", did you mean 'x'?" for the known word nearest to `word`, or nothing if none is near."""
     import difflib

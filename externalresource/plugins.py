@@ -9,7 +9,7 @@ from typing import cast
 import pluggy
 
 from externalresource.containment import Late, bounded
-from externalresource.errors import ExternalResourceError, PluginError, did_you_mean
+from externalresource.errors import ExternalResourceError, PluginError, cause, did_you_mean
 from externalresource.hookspecs import API_VERSION, PROJECT, ExternalResourceDriver, ExternalResourceDriverFactory
 
 IMPORT_TIMEOUT = 60.0  # seconds: some libraries take long from a network's file system; who imports before is not bound
@@ -33,7 +33,7 @@ def create_driver(
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise PluginError(f"{name} could not create a driver: {_cause(error)}") from error
+        raise PluginError(f"{name} could not create a driver: {cause(error)}") from error
     if driver is None:
         raise PluginError(f"{name} created no driver: its create_external_resource_driver returned None")
     return cast("ExternalResourceDriver", driver)
@@ -57,7 +57,7 @@ def load(name: str, find: Callable[[], object], timeout: float = IMPORT_TIMEOUT)
     except Late:
         raise PluginError(f"{name} could not be loaded: its import had not ended after {timeout:g} s") from None
     except BaseException as error:  # SystemExit, and what libraries derive beside Exception: pyo3's PanicException
-        raise PluginError(f"{name} could not be loaded: {_cause(error)}") from error
+        raise PluginError(f"{name} could not be loaded: {cause(error)}") from error
     version = api_version(plugin)
     if version not in (None, API_VERSION):
         raise PluginError(
@@ -75,7 +75,7 @@ def hook(name: str, plugin: object) -> Callable[..., object]:
         manager.register(plugin, name=name)
         manager.check_pending()  # a misspelt hook is found here, and not as a factory that created nothing
     except pluggy.PluginValidationError as error:
-        raise PluginError(f"{name} does not fit: {_cause(error)}") from error
+        raise PluginError(f"{name} does not fit: {cause(error)}") from error
     create = manager.hook.create_external_resource_driver
     if not create.get_hookimpls():
         raise PluginError(
@@ -121,7 +121,3 @@ def _import_path(factory: str) -> tuple[str, Callable[[], object]]:
         return found
 
     return f"plugin {factory!r} (import path)", find
-
-
-def _cause(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -2,8 +2,9 @@
 
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from externalresource import holdings
 from externalresource.configuration import Written
@@ -21,7 +22,7 @@ from externalresource.doctor.keys import (
     key,
     text,
 )
-from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, PluginError
+from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, PluginError, cause
 from externalresource.hookspecs import ExternalResourceDriver, ExternalResourceInfo
 from externalresource.inventory import properties
 from externalresource.plugins import create_driver
@@ -32,6 +33,8 @@ _MASK, _ORDER, _PCI_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PCI_BU
 _CONTAINER_MASK = "NVIDIA_VISIBLE_DEVICES"
 _NO_DEVICE = ("", "none", "void")
 _SHOWN = 4  # devices or claims that evidence names
+
+_T = TypeVar("_T")
 
 
 class Ledger(NamedTuple):
@@ -69,7 +72,17 @@ def ledger(resource: Written | None) -> Ledger | None:
         path = coordination_file(resource, _FLINKS_FILE)
         return Ledger(path, Coordination(path, _GPU).held) if path else None
     path, held = getattr(found, "coordination_file", None), getattr(found, "held", None)
-    return Ledger(path, held) if path and held else None
+    return Ledger(path, partial(_asked, held)) if path and held else None
+
+
+def _asked(ask: Callable[[], Iterable[_T]]) -> list[_T]:
+    """Return a driver's answer; PluginError if it breaks."""
+    try:
+        return list(ask())
+    except ExternalResourceError:
+        raise
+    except Exception as error:
+        raise PluginError(f"its driver failed: {cause(error)}") from error
 
 
 def devices(resource: Written | None, environment: Mapping[str, str], order: str | None) -> Iterator[Note]:
@@ -78,7 +91,7 @@ def devices(resource: Written | None, environment: Mapping[str, str], order: str
     try:
         found = driver(resource)
         listed = getattr(found, "devices", None)
-        infos = list(listed()) if listed else None
+        infos = _asked(listed) if listed else None
     except ConfigurationError as error:
         yield _refused(name, resource, str(error))
         return
@@ -114,6 +127,9 @@ def coordination(resource: Written | None) -> Iterator[Note]:
     yield from _foreign(found.path)
     try:
         held = found.held()
+    except PluginError as error:
+        yield NotLooked(f"claims in {found.path}", str(error))
+        return
     except ExternalResourceError as error:
         problem = "the coordination file cannot be used, so that no TaskManager gets a device"
         remedy = (
@@ -271,5 +287,6 @@ def _taken_over(path: str, holding: Holding) -> Iterator[Finding]:
         WARNING,
         problem,
         f"{path}: {holding.claim.line}, and pid {pid} is {program or 'unknown'}",
-        f"if pid {pid} is no TaskManager of yours: externalresource release --device {device} --force --coordination-file {path}",
+        f"if pid {pid} is no TaskManager of yours: externalresource release --device {device} --force "
+        f"--coordination-file {path}",
     )
