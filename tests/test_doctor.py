@@ -406,6 +406,11 @@ def test_more_devices_wanted_than_there_are(host: Host) -> None:
     assert (found.severity, found.evidence) == (ERROR, f"{AMOUNT}: 3; this host has 2")
 
 
+def test_amount_is_read_once_and_as_java_reads_it(host: Host) -> None:
+    assert the(host.examine({AMOUNT: "+3"}), "devices").evidence == f"{AMOUNT}: 3; this host has 2"
+    assert the(host.examine({AMOUNT: "9" * 5000}), "amount").problem.endswith("no TaskManager starts")
+
+
 def test_mask_hides_the_devices(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert host.examine().findings == []

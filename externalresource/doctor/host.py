@@ -15,6 +15,7 @@ from externalresource.doctor.keys import (
     GPU_FACTORY,
     OUR_SCRIPT,
     PATH,
+    amount,
     args_evidence,
     coordination_file,
     is_flinks,
@@ -167,7 +168,7 @@ def _not_found(name: str, message: str, environment: Mapping[str, str]) -> Findi
 def _too_few(
     name: str, resource: Written | None, infos: Collection[ExternalResourceInfo], environment: Mapping[str, str]
 ) -> Iterator[Finding]:
-    wanted = _amount(resource)
+    wanted = max(1, (amount(resource) if resource else None) or 1)
     known = [properties(info) for info in infos]
     reasons = {each.get("place") or each.get("index"): each.get("unusable") for each in known}
     usable = sum(reason is None for reason in reasons.values())
@@ -182,21 +183,16 @@ def _too_few(
             out.setdefault(reason, []).append(device or "?")
     masked = any(_MASK in reason for reason in out)
     seen = [f"{', '.join(several)}: {reason}" for reason, several in out.items()][:_SHOWN]
-    amount = f"{key(resource, 'amount')}: {wanted}; " if resource else ""
+    asked = f"{key(resource, 'amount')}: {wanted}; " if resource else ""
     yield Finding(
         "container-mask" if masked else "devices",
         ERROR,
         f"{wanted} of {name!r} wanted for each TaskManager, {usable} of {len(infos)} on this host can be used",
-        amount + ("; ".join(seen) or f"this host has {len(infos)}"),
+        asked + ("; ".join(seen) or f"this host has {len(infos)}"),
         f"unset {_MASK} for the TaskManagers, or name more devices in it"
         if masked
         else "ask for less, or mend what speaks against the others (see externalresource discover)",
     )
-
-
-def _amount(resource: Written | None) -> int:
-    amount = text(resource.amount) if resource else ""
-    return max(1, int(amount)) if amount.isdecimal() else 1
 
 
 def _order(infos: Collection[ExternalResourceInfo], order: str | None) -> Iterator[Finding]:

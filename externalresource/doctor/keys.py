@@ -73,6 +73,12 @@ def coordination_file(resource: Written, default: str) -> str | None:
     return default
 
 
+def amount(resource: Written) -> int | None:
+    """Return the amount as Java reads it, also one below 1; None if it is none."""
+    written = text(resource.amount)
+    return int(written) if re.fullmatch("[+-]?[0-9]{1,18}", written) else None
+
+
 def asks_for_nothing(settings: Settings) -> bool:
     """Return whether the list of resources is missing, or is meant to be empty."""
     listed = settings.get("external-resources")
@@ -144,10 +150,10 @@ def _amount(resource: Written) -> Iterator[Finding]:
             f"{name}: 1",
         )
         return
-    whole = re.fullmatch("[+-]?[0-9]{1,18}", text(resource.amount))
-    if whole and int(text(resource.amount)) > 0:
+    number = amount(resource)
+    if number is not None and number > 0:
         return
-    consequence = "Flink passes the resource over" if whole else "no TaskManager starts"
+    consequence = "no TaskManager starts" if number is None else "Flink passes the resource over"
     yield Finding(
         "amount",
         ERROR,
