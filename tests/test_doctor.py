@@ -550,6 +550,19 @@ def test_coordination_file_without_a_folder(host: Host) -> None:
     assert (found.evidence, found.remedy) == (f"{missing} is no folder", f"mkdir -p {missing}")
 
 
+def test_relative_coordination_file_is_refused_by_our_script_and_not_looked_at_for_flinks(host: Host) -> None:
+    relative = "--enable-coordination-mode --coordination-file gpus"
+    found = the(host.examine({ARGS: relative}), "options")
+    assert found.evidence.startswith(f"{host.line(ARGS)}{ARGS}: {relative}: ")
+    assert "must be an absolute path, not 'gpus'" in found.evidence
+    stock = host.folder / "nvidia-gpu-discovery.sh"
+    stock.touch(0o755)
+    report = host.examine({PATH: stock})
+    assert report.findings == []
+    assert report.not_looked[0].at == "coordination file"
+    assert report.not_looked[0].because.startswith("gpus is relative: ")
+
+
 def test_coordination_file_of_another_user(host: Host) -> None:
     host.ledger.touch(0o644)
     host.write()

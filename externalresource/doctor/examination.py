@@ -124,6 +124,6 @@ def _known(resource: Written) -> tuple[str, cluster.Known]:
         ledger = host.ledger(resource)
     except ExternalResourceError:
         ledger = None
-    if ledger is None:
+    if ledger is None or not os.path.isabs(ledger.path):
         return resource.name, cluster.Known(None, None, is_gpu)
     return resource.name, cluster.Known(ledger.path, ledger.held, is_gpu)

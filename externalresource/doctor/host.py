@@ -124,6 +124,10 @@ def coordination(resource: Written | None) -> Iterator[Note]:
         name = resource.name if resource else _GPU
         yield NotLooked(f"coordination file of {name!r}", "its script is not told to use one")
         return
+    if not os.path.isabs(found.path):
+        why = f"{found.path} is relative: it is another file in each folder in which a TaskManager is started"
+        yield NotLooked("coordination file", why)
+        return
     yield Looked(f"coordination file {found.path}")
     yield from _foreign(found.path)
     try:
