@@ -295,6 +295,16 @@ def test_quotes_that_no_shell_removes(host: Host) -> None:
     assert found.evidence == f"{host.line(ARGS)}{ARGS}: --name 'A100'"
 
 
+def test_lost_blanks_of_one_resource_hide_nothing_of_another(host: Host) -> None:
+    other = {key.replace(".gpu.", ".big."): value for key, value in host.settings.items() if ".gpu." in key}
+    wrong = {ARGS.replace(".gpu.", ".big."): "--nope", "external-resources": "gpu;big"}
+    lost = {ARGS: "--enable-coordination-mode--coordination-file/x", "execution.target": "yarn-session"}
+    report = host.examine({**other, **wrong, **lost})
+    assert [finding.check for finding in report.findings] == ["lost-blanks", "options"]
+    assert "unknown option" in report.findings[1].evidence
+    assert ".big." in report.findings[1].evidence
+
+
 def test_configuration_that_is_no_yaml(host: Host) -> None:
     host.config.write_text("external-resources: [gpu\n")
     report = examination.examine(str(host.config))

@@ -43,15 +43,11 @@ def _notes(
         yield from _without_configuration(url, environment)
         return
     yield Looked(f"configuration {file}")
-    found = [*keys.findings(settings, file)]
-    yield from found
-    told = {finding.check for finding in found}
+    yield from keys.findings(settings, file)
     yield from _complaints(file, overrides, settings)
     resources = configuration.written(settings)
     yield from _installation(resources, os.path.dirname(file), environment)
-    for note in _host(resources, settings, environment):
-        if not (_is_of(note, "options") and told & {"lost-blanks", "quotes"}):  # which are options that are refused
-            yield note
+    yield from _host(resources, settings, environment)
     yield from cluster.notes(url or cluster.address(settings), dict(map(_known, resources)))
 
 
@@ -114,7 +110,10 @@ def _is_of(note: Note, check: str) -> bool:
 def _host(resources: Sequence[Written], settings: Settings, environment: Mapping[str, str]) -> Iterator[Note]:
     looked: Sequence[Written | None] = resources or [None]
     for resource in looked:
-        yield from host.devices(resource, environment, text(settings.get(_ORDER)) or None)
+        told = resource is not None and keys.are_mangled(resource)  # which are options that are refused
+        for note in host.devices(resource, environment, text(settings.get(_ORDER)) or None):
+            if not (told and _is_of(note, "options")):
+                yield note
         yield from host.coordination(resource)
 
 

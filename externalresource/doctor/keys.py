@@ -79,6 +79,11 @@ def amount(resource: Written) -> int | None:
     return int(written) if re.fullmatch("[+-]?[0-9]{1,18}", written) else None
 
 
+def are_mangled(resource: Written) -> bool:
+    """Return whether the arguments have lost their blanks or kept their quotes, so that our script refuses them."""
+    return any(True for check in (_blanks, _quotes) for _ in check(resource))
+
+
 def asks_for_nothing(settings: Settings) -> bool:
     """Return whether the list of resources is missing, or is meant to be empty."""
     listed = settings.get("external-resources")
