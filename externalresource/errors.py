@@ -34,9 +34,14 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def did_you_mean(word: str, known: "Iterable[str]") -> str:
-    """Return ", did you mean 'x'?" for the known word nearest to `word`, or nothing if none is near."""
+def nearest(word: str, known: "Iterable[str]") -> str | None:
+    """Return the known word nearest to `word`; None if none is near."""
     import difflib
 
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+def did_you_mean(word: str, known: "Iterable[str]") -> str:
+    """Return ", did you mean 'x'?" for the known word nearest to `word`, or nothing if none is near."""
+    near = nearest(word, known)
+    return f", did you mean {near!r}?" if near is not None else ""

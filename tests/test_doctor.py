@@ -161,7 +161,17 @@ def test_of_a_script_that_nobody_knows_only_flinks_documented_flag_is_told(host:
     script.write_text("#!/bin/sh\n")
     script.chmod(0o755)
     found = the(host.examine({PATH: script, ARGS: "--whatever --enable-coordination"}), "coordination-flag")
+    assert found.severity == WARNING
+    assert found.problem.startswith("a script may ignore --enable-coordination, ")
     assert found.remedy.startswith("write --enable-coordination-mode instead of --enable-coordination")
+
+
+@pytest.mark.parametrize("name", ["gpus.sh", "nvidia-gpu-discovery.sh"])
+def test_documented_flag_beside_the_right_one_is_no_problem(host: Host, name: str) -> None:
+    script = host.folder / name
+    script.touch(0o755)
+    both = f"--enable-coordination --enable-coordination-mode --coordination-file {host.ledger}"
+    assert host.examine({PATH: script, ARGS: both}).findings == []
 
 
 def test_our_script_knows_flinks_documented_flag_and_refuses_others_itself(host: Host) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from externalresource import configuration
 from externalresource.configuration import Written
 from externalresource.doctor.findings import ERROR, WARNING, Finding
-from externalresource.errors import did_you_mean
+from externalresource.errors import nearest
 from externalresource.flink_files import Setting
 
 Settings = Mapping[str, Setting]
@@ -182,21 +182,32 @@ def _factory(resource: Written) -> Iterator[Finding]:
 
 
 def _flags(resource: Written) -> Iterator[Finding]:
-    """Flink's script passes over what it does not know."""
-    if is_ours(resource) or ARGS not in resource.params:
+    """Flink's script passes over what it does not know. Another one may do so, or know what Flink documents."""
+    words = text(resource.params.get(ARGS)).split()
+    if is_ours(resource):
         return
-    for word in text(resource.params[ARGS]).split():
-        if word == _MISSPELT or (is_flinks(resource) and word.startswith("-") and not _is_known(word)):
-            near = did_you_mean(word, _STOCK_OPTIONS).removeprefix(", did you mean ").rstrip("?").strip("'")
-            yield Finding(
-                "coordination-flag",
-                ERROR,
-                f"the discovery script does not know {word}, and ignores it without a word: "
-                + ("every TaskManager gets the same devices" if "coord" in word else "it does nothing"),
-                args_evidence(resource),
-                (f"write {near} instead of {word}" if near else f"remove {word}")
-                + f", or use the script {OUR_SCRIPT}, which knows both spellings and refuses the rest",
-            )
+    for word in words:
+        if word == _MISSPELT and COORDINATE in words:
+            continue
+        if is_flinks(resource) and word.startswith("-") and not _is_known(word):
+            consequence = "every TaskManager gets the same devices" if "coord" in word else "it does nothing"
+            problem = f"the discovery script does not know {word}, and ignores it without a word: {consequence}"
+            yield _flag(resource, word, ERROR, problem)
+        elif word == _MISSPELT and not is_flinks(resource):
+            problem = f"a script may ignore {word}, as Flink's does: then all TaskManagers get the same devices"
+            yield _flag(resource, word, WARNING, problem)
+
+
+def _flag(resource: Written, word: str, severity: str, problem: str) -> Finding:
+    near = nearest(word, _STOCK_OPTIONS)
+    return Finding(
+        "coordination-flag",
+        severity,
+        problem,
+        args_evidence(resource),
+        (f"write {near} instead of {word}" if near else f"remove {word}")
+        + f", or use the script {OUR_SCRIPT}, which knows both spellings and refuses the rest",
+    )
 
 
 def _is_known(word: str) -> bool:
