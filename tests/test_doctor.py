@@ -399,7 +399,8 @@ def test_folder_of_plugins_without_a_jar(host: Host) -> None:
 
 def test_plugins_folder_that_is_not_known_is_not_looked_at(host: Host) -> None:
     (host.folder / "lib").rmdir()
-    assert [note.at for note in host.examine().not_looked] == ["plugins folder", host.examine().not_looked[1].at]
+    api = f"REST API http://localhost:{host.closed_port}"
+    assert [note.at for note in host.examine().not_looked] == ["plugins folder", api]
 
 
 def test_plugins_folder_of_another_user_is_not_looked_at(host: Host) -> None:
@@ -811,6 +812,27 @@ def test_address_that_is_named_wins(host: Host, cluster: Cluster) -> None:
     )
     with pytest.raises(ConfigurationError, match="http://host:8081, not 'localhost:8081'"):
         host.examine(rest="localhost:8081")
+
+
+def test_address_of_the_web_page_is_that_of_the_api(host: Host, cluster: Cluster) -> None:
+    cluster.answers["/taskmanagers"] = '{"taskmanagers": []}'
+    assert f"REST API {cluster.url}" in host.examine(rest=f"{cluster.url}/#/overview").looked
+
+
+@pytest.mark.parametrize(
+    "wrong", ["http://host:abc", "http://[::1", "http://", "ftp://host", "http://a b", "http://h:0"]
+)
+def test_address_that_is_none_is_refused(host: Host, wrong: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(f"not {wrong!r}")):
+        host.examine(rest=wrong)
+
+
+def test_address_of_the_configuration_may_be_of_ipv6_or_none(host: Host) -> None:
+    [note] = host.examine({"rest.address": "::1"}).not_looked
+    assert note.at == f"REST API http://[::1]:{host.closed_port}"
+    assert note.because != "what answers there is not Flink"
+    [note] = host.examine({"rest.port": "abc"}).not_looked
+    assert note.because == "that is no address: nonnumeric port: 'abc'"
 
 
 # ---- the page -------------------------------------------------------------------------------------

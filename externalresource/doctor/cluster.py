@@ -9,9 +9,9 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from externalresource import task_manager
 from externalresource.coordination import Holding, pid_here
@@ -58,15 +58,25 @@ class _TaskManager(NamedTuple):
 def address(settings: Settings) -> str:
     """Return where a configuration says that the REST API is."""
     host = text(settings.get("rest.address")) or text(settings.get("jobmanager.rpc.address")) or "localhost"
+    if ":" in host and not host.startswith("["):
+        host = f"[{host}]"
     encrypted = text(settings.get("security.ssl.rest.enabled")) == "true"
     return f"http{'s' * encrypted}://{host}:{text(settings.get('rest.port')) or 8081}"
 
 
 def check_address(url: str) -> str:
-    """Return the URL without a slash at its end; ConfigurationError if it is none."""
-    if not re.fullmatch(r"https?://[^/\s]+.*", url):
+    """Return the URL without a slash at its end, and without what the web UI has after `#`.
+
+    ConfigurationError if it is none.
+    """
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port or an address in brackets that is none
+        is_one = False
+    if not is_one or re.search(r"\s", url):
         raise ConfigurationError(f"--rest must be the address of Flink's REST API, http://host:8081, not {url!r}")
-    return url.rstrip("/")
+    return parts._replace(query="", fragment="").geturl().rstrip("/")
 
 
 def notes(url: str, resources: Mapping[str, Known]) -> Iterator[Note]:
@@ -193,6 +203,8 @@ def _reason(error: Exception) -> str:
             return getattr(error.reason, "strerror", None) or str(error.reason)
         case OSError():
             return error.strerror or str(error)
+        case InvalidURL():
+            return f"that is no address: {error}"
     return "what answers there is not Flink"
 
 
