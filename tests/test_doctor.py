@@ -604,6 +604,7 @@ class Cluster:
 
     url: str
     answers: dict[str, str] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
 
     def advertises(self, port: int, host: str = "localhost", **resources: float) -> str:
         one = {
@@ -623,6 +624,7 @@ class Cluster:
 def cluster(host: Host) -> Iterator[Cluster]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            asked.append(self.path)
             answer = answers.get(self.path)
             self.send_response(404 if answer is None else 200)
             self.end_headers()
@@ -634,7 +636,7 @@ def cluster(host: Host) -> Iterator[Cluster]:
     with ThreadingHTTPServer(("localhost", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=[0.01]).start()
         found = Cluster(f"http://localhost:{server.server_port}")
-        answers = found.answers
+        answers, asked = found.answers, found.asked
         host.settings["rest.port"] = server.server_port
         yield found
         server.shutdown()
@@ -765,6 +767,22 @@ def test_without_a_configuration_the_log_says_what_should_have_been_found(host: 
     assert "its log says: Discovery script exit with 3. | STDERR: no GPU today\n" in done.stdout
 
 
+def test_log_is_read_once_however_many_resources_there_are(host: Host, cluster: Cluster) -> None:
+    cluster.advertises(NOBODYS, fpga=1.0, tpu=1.0)
+    cluster.logs(NOBODYS, *FAILED)
+    host.examine()
+    assert len([path for path in cluster.asked if path.endswith("/log")]) == 1
+
+
+def test_what_was_not_looked_at_is_told_once(host: Host) -> None:
+    script = host.folder / "gpus.sh"
+    script.touch(0o755)
+    host.settings |= {PATH: script, ARGS: "--enable-coordination-mode --coordination-file gpus"}
+    other = {key.replace(".gpu.", ".big."): value for key, value in host.settings.items() if ".gpu." in key}
+    report = host.examine({**other, "external-resources": "gpu;big", "execution.target": "yarn-session"})
+    assert [note.at for note in report.not_looked].count("coordination file") == 1
+
+
 def test_cluster_without_task_managers(host: Host, cluster: Cluster) -> None:
     cluster.answers["/taskmanagers"] = '{"taskmanagers": []}'
     assert the(host.examine(), "cluster").severity == WARNING
@@ -776,6 +794,10 @@ def test_cluster_without_task_managers(host: Host, cluster: Cluster) -> None:
         (None, "it answers 404 Not Found"),
         ("<html>", "what answers there is not Flink"),
         ("[]", "what answers there is"),
+        (
+            '{"taskmanagers": [{"id": "a", "totalResource": {"extendedResources": {"gpu": "two"}}}]}',
+            "what answers there is not Flink",
+        ),
     ],
 )
 def test_other_server_at_the_address_is_not_looked_at(

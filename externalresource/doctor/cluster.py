@@ -9,6 +9,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache, partial
 from http.client import HTTPException, InvalidURL
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -32,6 +33,7 @@ _STARTED = "Enabled external resources"
 _CAUSES = 3  # lines of a log
 
 Held = Callable[[], Collection[Holding]]
+_Log = Callable[[], str]
 
 
 class Known(NamedTuple):
@@ -92,30 +94,35 @@ def notes(url: str, resources: Mapping[str, Known]) -> Iterator[Note]:
         remedy = "start one (bin/taskmanager.sh start); if it does not stay, its log says why"
         yield Finding("cluster", WARNING, "no TaskManager is registered", f"{url}/taskmanagers is empty", remedy)
     for one in found:
+        log = cache(partial(_log, url, one))  # looked at once, and only if there is something to explain
         if missing := [name for name in resources if name not in one.advertised]:
-            yield _not_advertised(url, one, missing)
+            yield _not_advertised(url, one, missing, log)
         for name, amount in one.advertised.items():
-            yield from _undiscovered(url, one, name, amount, resources.get(name, Known(None, None, is_gpu=False)))
+            known = resources.get(name, Known(None, None, is_gpu=False))
+            yield from _undiscovered(f"{url}/taskmanagers: {one.name}", one, (name, amount), known, log)
 
 
-def _not_advertised(url: str, one: _TaskManager, names: Sequence[str]) -> Finding:
+def _not_advertised(url: str, one: _TaskManager, names: Sequence[str], log: _Log) -> Finding:
     has = ", ".join(f"{name}={amount:g}" for name, amount in one.advertised.items()) or "nothing"
     return Finding(
         "not-advertised",
         ERROR,
         f"a TaskManager does not have {' and '.join(map(repr, names))}, as the configuration says",
-        f"{url}/taskmanagers: {one.name}: extendedResources has {has}; its log says: {_causes(_log(url, one))}",
+        f"{url}/taskmanagers: {one.name}: extendedResources has {has}; its log says: {_causes(log())}",
         "start it again with this configuration (FLINK_CONF_DIR); if it is so then, too, see the other problems",
     )
 
 
-def _undiscovered(url: str, one: _TaskManager, name: str, amount: float, known: Known) -> Iterator[Note]:
+def _undiscovered(
+    at: str, one: _TaskManager, resource: tuple[str, float], known: Known, its_log: _Log
+) -> Iterator[Note]:
     """Compare with the coordination file and with the log; where one of the two cannot be had, with the other."""
-    advertised = f"{url}/taskmanagers: {one.name}: extendedResources {name}={amount:g}"
+    name, amount = resource
+    advertised = f"{at}: extendedResources {name}={amount:g}"
     held = _held(one, known)
     if held is not None and held >= amount:
         return
-    log = _log(url, one)
+    log = its_log()
     is_gpu = known.is_gpu or f"external-resource.{name}.driver-factory.class, {GPU_FACTORY}" in log
     discovered = _discovered(log) if is_gpu else None
     number = held if discovered is None else discovered
@@ -177,7 +184,8 @@ def _read(entry: Mapping[str, Any]) -> _TaskManager:
     total = entry.get("totalResource") or {}
     found = _ADDRESS.search(entry.get("path", ""))
     pid = _listener(int(found[2])) if found and _is_here(found[1]) else None
-    return _TaskManager(str(entry["id"]), dict(total.get("extendedResources") or {}), pid)
+    advertised = {str(name): float(amount) for name, amount in (total.get("extendedResources") or {}).items()}
+    return _TaskManager(str(entry["id"]), advertised, pid)
 
 
 def _log(url: str, one: _TaskManager) -> str:

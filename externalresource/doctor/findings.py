@@ -69,7 +69,7 @@ def report(notes: Iterable[Note]) -> Report:
     return Report(
         findings=sorted(dict.fromkeys(findings), key=lambda finding: finding.severity != ERROR),
         looked=list(dict.fromkeys(note.at for note in noted if isinstance(note, Looked))),
-        not_looked=[note for note in noted if isinstance(note, NotLooked)],
+        not_looked=list(dict.fromkeys(note for note in noted if isinstance(note, NotLooked))),
     )
 
 
