@@ -20,7 +20,7 @@ from externalresource.doctor.findings import ERROR, Report
 from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError, cause
 from externalresource.hookspecs import ExternalResourceDriver
 from externalresource.plugins import create_driver
-from externalresource.tables import table
+from externalresource.tables import printable, table
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 
@@ -154,7 +154,7 @@ def discover(resource: str, form: str, *, record: str | None, **given: Any) -> N
 
 @cli.command(cls=_Run, options_metavar="[OPTIONS]")
 @click.argument("resources", nargs=-1, required=True, metavar="NAME=AMOUNT... -- COMMAND...")
-@click.option("--wait", metavar="SECONDS", help="Queue for devices that others hold: first come, first served.")
+@click.option("--wait", metavar="SECONDS", help="Queue for devices that others hold, a day at most.")
 @click.option("--until-children-exit", is_flag=True, help="Keep the devices until the last descendant has ended.")
 @_driver_options
 @click.pass_obj
@@ -414,11 +414,11 @@ def _show(rows: Sequence[Mapping[str, object]], form: str, *, nothing: str) -> N
 def _tell(report: Report) -> None:
     for finding in report.findings:
         word, colour = ("problem", "red") if finding.severity == ERROR else ("warning", "yellow")
-        click.echo(f"{click.style(word, fg=colour, bold=True)}: {finding.problem}")
-        click.echo(f"  evidence: {finding.evidence}\n  remedy:   {finding.remedy}\n")
+        click.echo(f"{click.style(word, fg=colour, bold=True)}: {printable(finding.problem)}")
+        click.echo(f"  evidence: {printable(finding.evidence)}\n  remedy:   {printable(finding.remedy)}\n")
     for note in report.not_looked:
-        click.echo(f"not looked at: {note.at}: {note.because}")
-    click.echo(click.style(report.summary, bold=True))
+        click.echo(printable(f"not looked at: {note.at}: {note.because}"))
+    click.echo(click.style(printable(report.summary), bold=True))
 
 
 def _complain(message: str, status: int) -> int:

@@ -26,10 +26,14 @@ def table(rows: Sequence[Mapping[str, object]], room: int | None = None) -> tupl
     return lines, [column[0] for column in columns[shown:]]
 
 
+def printable(text: str) -> str:
+    """Return one line that changes nothing but its own place on a terminal: a process calls itself what it likes."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def _heading(key: str) -> str:
     return key.upper().replace(".", " ").replace("_", " ")
 
 
 def _cell(value: object) -> str:
-    text = "-" if value is None else str(value)
-    return "".join(letter if letter.isprintable() else "?" for letter in text)  # a process calls itself what it likes
+    return printable("-" if value is None else str(value))

@@ -918,6 +918,15 @@ def test_command_tells_each_problem_with_evidence_and_remedy(host: Host) -> None
     assert done.stdout.splitlines()[-1].startswith("2 problems; looked at: ")
 
 
+def test_command_hands_nothing_unprintable_to_a_terminal(host: Host) -> None:
+    host.write()
+    host.ledger.write_text(f"a%1Bb {dead_pid()}\n")
+    done = call(host.config)
+    assert f"{host.ledger}: a?b of pid " in done.stdout
+    assert "\x1b" not in done.stdout
+    assert "a\\u001bb" in call(host.config, "--format", "json").stdout
+
+
 def test_warnings_alone_are_no_failure(host: Host) -> None:
     host.write()
     host.ledger.write_text(f"0 {dead_pid()}\n")
