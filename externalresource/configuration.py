@@ -315,7 +315,12 @@ def _optional(key: str, settings: _Settings, complain: _Complain) -> str | None:
 
 
 def _text(key: str, setting: Setting) -> str:
-    match setting.value:
+    return text(f"{setting.where}{key}", setting.value)
+
+
+def text(key: str, value: object) -> str:
+    """Return a value as Flink writes it; ConfigurationError if it is none that it could write."""
+    match value:
         case bool(value):
             return "true" if value else "false"
         case str() | int() | float() as value:
@@ -323,6 +328,6 @@ def _text(key: str, setting: Setting) -> str:
         case os.PathLike() as path:
             return os.fsdecode(path)
         case None:
-            raise ConfigurationError(f"{setting.where}{key} has no value")
+            raise ConfigurationError(f"{key} has no value")
         case value:
-            raise ConfigurationError(f"{setting.where}{key} must be one value, not {value!r}")
+            raise ConfigurationError(f"{key} must be one value, not {value!r}")

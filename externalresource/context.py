@@ -25,6 +25,7 @@ class RuntimeContext:
         `lenient` leaves out the resources that fail, as Flink does.
         """
         self._lenient = lenient
+        self._several = len(resources) > 1
         self._closed = False
         self._infos: dict[str, frozenset[ExternalResourceInfo]] = {}
         self._drivers: dict[str, ExternalResourceDriver] = {}
@@ -105,6 +106,7 @@ class RuntimeContext:
             self._infos[name] = _retrieved(name, driver, amount)
         except ExternalResourceError as error:
             if not self._lenient:
+                error.args = (f"resource {name!r}: {error}" if self._several else str(error),)
                 raise
             self._take_back(name)  # now, and not at the end: nobody here would use what it may hold
             _warn(f"resource {name!r} is left out: {error}")
@@ -138,15 +140,17 @@ def runtime_context(
 
 
 def claim(
-    name: str, amount: int = 1, *, driver_factory: str | None = None, options: Mapping[str, str] | None = None
+    name: str, amount: int = 1, *, driver_factory: str | None = None, options: Mapping[str, object] | None = None
 ) -> RuntimeContext:
     """Claim devices of one resource for this process, coordinated with all others, without a configuration file.
 
-    `driver_factory` is by default the installed plugin of that name; `options` are the driver's own.
+    `driver_factory` is by default the installed plugin of that name; `options` are the driver's own, with values as in
+    a configuration: texts, numbers, True or False.
     """
-    if amount < 1:
-        raise ConfigurationError(f"the amount of {name!r} must be a positive integer, not {amount}")
-    driver = create_driver(driver_factory or name, {"enable-coordination-mode": "true"} | dict(options or {}))
+    if not isinstance(amount, int) or amount < 1:
+        raise ConfigurationError(f"the amount of {name!r} must be a positive integer, not {amount!r}")
+    given = {key: configuration.text(f"option {key!r}", value) for key, value in (options or {}).items()}
+    driver = create_driver(driver_factory or name, {"enable-coordination-mode": "true"} | given)
     return RuntimeContext({name: (driver, amount)})
 
 

@@ -16,7 +16,7 @@ _BREATH = 2.0  # seconds between a refusal and the next worker, which multiproce
 def claim_for_worker(
     name: str = "gpu",
     amount: int = 1,
-    options: Mapping[str, str] | None = None,
+    options: Mapping[str, object] | None = None,
     *,
     driver_factory: str | None = None,
 ) -> RuntimeContext:
@@ -43,7 +43,9 @@ def claim_for_worker(
         raise SystemExit(1) from None
 
 
-def _claimed(name: str, amount: int, options: Mapping[str, str] | None, driver_factory: str | None) -> RuntimeContext:
+def _claimed(
+    name: str, amount: int, options: Mapping[str, object] | None, driver_factory: str | None
+) -> RuntimeContext:
     context = claim(name, amount, driver_factory=driver_factory, options=options)
     try:
         os.environ.update(context.environment())

@@ -22,11 +22,14 @@ def worker_gpu() -> "Iterator[ExternalResourceInfo]":
     from externalresource.context import claim
     from externalresource.errors import ExternalResourceError
 
+    refused = ""
     try:
         context = claim("gpu")
         variables = context.environment()
     except ExternalResourceError as error:
-        pytest.fail(f"no GPU for this worker: {error}", pytrace=False)
+        refused = str(error)
+    if refused:  # said outside of the handler, as pytest would show both errors there
+        pytest.fail(f"no GPU for this worker: {refused}", pytrace=False)
     with context, pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)

@@ -12,6 +12,7 @@ from externalresource.api import ExternalResourceDriver, ExternalResourceInfo, h
 from externalresource.context import RuntimeContext, claim, runtime_context
 from externalresource.coordination import Coordination
 from externalresource.errors import ConfigurationError, ExternalResourceError, NotEnoughDevicesError, PluginError
+from externalresource.plugins import create_driver
 
 from .processes import in_child
 
@@ -444,3 +445,23 @@ def test_context_gives_back_only_what_it_was_given(ledger: str) -> None:
         (info,) = outer.get_external_resource_infos("gpu")
         (holding,) = Coordination(ledger, "gpu").held()
         assert holding.claim.uuid == info.get_property("uuid")
+
+
+def test_options_of_a_claim_are_values_as_in_a_configuration(tmp_path: Path) -> None:
+    options = {"simulate": 2, "coordination-file": tmp_path / "gpus", "enable-coordination-mode": True, "wait": 0.5}
+    with externalresource.claim("gpu", options=options) as context:
+        assert len(context.get_external_resource_infos("gpu")) == 1
+    with pytest.raises(ConfigurationError, match=r"option 'name' must be one value, not \[\]"):
+        externalresource.claim("gpu", options={"name": []})
+
+
+def test_error_says_which_of_several_resources_it_is_of(tmp_path: Path) -> None:
+    options = {"coordination-file": str(tmp_path / "gpus"), "simulate": "1"}
+    drivers = {name: (create_driver("gpu", options), amount) for name, amount in (("first", 1), ("second", 2))}
+    with pytest.raises(ExternalResourceError, match=r"^resource 'second': 2 wanted, this host has 1"):
+        RuntimeContext(drivers)
+
+
+def test_amount_that_is_no_integer_is_refused_in_words() -> None:
+    with pytest.raises(ConfigurationError, match="the amount of 'gpu' must be a positive integer, not '1'"):
+        externalresource.claim("gpu", "1")  # type: ignore[arg-type]

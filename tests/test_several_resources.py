@@ -195,7 +195,11 @@ FAILURES: dict[str, Failure] = {
         "was written for version 0 of the driver API",
     ),
     "an option is wrong": (lambda host: host.write(timeout="soon"), ConfigurationError, "option 'timeout' must be"),
-    "its enumeration fails": (lambda host: host.break_with("raise"), DiscoveryError, "^the bus is down$"),
+    "its enumeration fails": (
+        lambda host: host.break_with("raise"),
+        DiscoveryError,
+        r"^resource 'fpga': the bus is down$",
+    ),
     "its enumeration exits": (lambda host: host.break_with("exit"), DiscoveryError, "SystemExit: the bus is down"),
     "its enumeration hangs": (
         lambda host: host.break_with("hang", timeout=0.3),
@@ -264,7 +268,7 @@ def test_task_manager_that_does_not_get_one_of_its_resources_holds_nothing(
 ) -> None:
     host.write(wait=wait)
     with host.all_boards():
-        with pytest.raises(NotEnoughDevicesError, match=r"^1 wanted, 0 of 2 free"):
+        with pytest.raises(NotEnoughDevicesError, match=r"^resource 'fpga': 1 wanted, 0 of 2 free"):
             start(lambda: task_manager(host)).result()
         assert (host.held(), host.queued()) == (ALL_BOARDS, "")
         assert start(lambda: task_manager(host, lenient=True)).result() == {"gpu": ["0", "1"], "fpga": []}
@@ -352,5 +356,5 @@ def test_option_of_one_resource_wins_over_that_of_all(host: Host) -> None:
 def test_command_with_a_resource_that_fails_does_not_start_and_holds_nothing(host: Host) -> None:
     done = run(host, "gpu=1", "boards:fpga=3", "--", "echo", "started")
     assert (done.returncode, done.stdout) == (125, "")
-    assert done.stderr == "externalresource: 3 wanted, this host has 2\n"
+    assert done.stderr == "externalresource: resource 'boards:fpga': 3 wanted, this host has 2\n"
     assert [line for name in host.files for line in Coordination(host.files[name], name).held()] == []

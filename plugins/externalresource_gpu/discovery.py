@@ -113,7 +113,7 @@ def _coordinated(options: Options, parent: int, question: Question, deadline: fl
 
     coordination = Coordination(options.coordination_file, "gpu", pause=pause)
     host = question.host(deadline)
-    candidates = host.candidates()
+    candidates = _candidates(host)
     _check_asker(parent, owner)
     # From here to the answer nothing but SIGKILL may end this: a claim that nobody was told of would be lost.
     _hold_signals(hold=True)
@@ -138,6 +138,21 @@ def _coordinated(options: Options, parent: int, question: Question, deadline: fl
         raise
     who = f"pid {owner.pid} ({owner.program})"
     return f"granted {_tokens(claimed)} as {host.backend} sees them to {who}{_warn(host, claimed)}"
+
+
+def _candidates(host: "Host") -> "list[Device]":
+    """Return what may be handed out; NotEnoughDevicesError says so, if a run around this is why they are too few."""
+    from externalresource.coordination import runs_around
+    from externalresource.errors import NotEnoughDevicesError
+
+    try:
+        return host.candidates()
+    except NotEnoughDevicesError as error:
+        if not runs_around():
+            raise
+        raise NotEnoughDevicesError(
+            f"{error}; this is inside of `externalresource run`, and gets a share of that one's devices"
+        ) from None
 
 
 def _owner(options: Options, parent: int) -> "Owner":

@@ -31,7 +31,7 @@ VALUED = {
     "policy": ("NAME", f"which of the free ones: {'|'.join(POLICIES)} (default: connected, for one first)"),
     "foreign-use": ("WHAT", f"{'|'.join(FOREIGN_USE)} what is in use though nobody claimed it (default: ignore)"),
     "owner-pid": ("PID", "the process that is to own the devices (default: the one that started this script)"),
-    "wait": ("SECONDS", "queue for devices that others hold, first come, first served (default: 0)"),
+    "wait": ("SECONDS", "queue for devices that others hold, first come, first served, a day at most (default: 0)"),
     "timeout": ("SECONDS", "for the driver and the lock together (default: 9, as Flink kills the script after 10)"),
     "log-file": ("PATH", "append each decision to this file, one line each"),
     "terminal": ("PATH", "where to show how long this waits; our driver passes it"),
