@@ -51,7 +51,7 @@ ROOMS = {
     "demo.gpus": "errors coordination plugins demo.text",
     "demo.task_manager": "errors context demo.digits",
     "demo.host": "errors demo.gpus",
-    "demo.stand_ins": "errors demo.digits demo.text demo.gpus demo.host",
+    "demo.stand_ins": "errors coordination demo.digits demo.text demo.gpus demo.host",
     "demo.flink_job": "flink demo.digits",
     "demo.flink_process": "",
     "demo.flink_host": "errors flink_files demo.flink_process",

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
-from externalresource.demo import digits, flink_host, on_flink, stand_ins
+from externalresource.coordination import Claim, Holding, Owner
+from externalresource.demo import digits, flink_host, on_flink, stand_ins, text
 from externalresource.demo.gpus import Gpus
 from externalresource.demo.host import Host, Report
 from externalresource.errors import ConfigurationError, ExternalResourceError
 
 _DEMO = "import sys; from externalresource.demo import stand_ins; sys.exit(stand_ins.run(*map(int, sys.argv[1:])))"
+_PATIENCE = 180.0  # seconds, on a busy machine
 _COMMAND = "import sys; from externalresource.cli import main; sys.argv[1:1] = ['demo', '--flink']; main()"
 _ROW = re.compile(r"^  (\d+) +(\d+) +([\d,]+) +(\S+) +([\d.]+)%$", re.MULTILINE)
 
@@ -68,10 +70,20 @@ def _simulated(folder: Path, *arguments: int) -> str:
     """What the demo prints, also where there are GPUs; it succeeded, and left nothing behind."""
     pytest.importorskip("sklearn", reason="the demo needs externalresource[demo]")
     process = _start(folder, *arguments, EXTERNALRESOURCE_GPU_SIMULATE="0")
-    out, err = process.communicate(timeout=60)
+    out, err = _said(process)
     assert (process.returncode, err) == (0, "")
     _assert_nothing_is_left(folder, process.pid)
     return out
+
+
+def _said(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    """What it wrote until its end. A demo that does not end is killed, and all that it started in its session."""
+    with process:
+        try:
+            return process.communicate(timeout=_PATIENCE)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 def _assert_nothing_is_left(folder: Path, session: int) -> None:
@@ -150,7 +162,7 @@ def test_real_gpus_are_used_where_there_are_enough(tmp_path: Path) -> None:
         "EXTERNALRESOURCE_GPU_COORDINATION_FILE": str(tmp_path / "coordination"),
     }
     with _start(folder, PATH=path, **settings) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = _said(process)
     assert (process.returncode, err) == (0, "")
     assert out.startswith("Nothing in this demo is simulated: this host has 2 usable NVIDIA GPUs.\n")
     assert "--simulate" not in out
@@ -164,7 +176,7 @@ def test_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
         assert process.stdout
         assert any("Starting 2 TaskManagers" in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        _said(process)
     assert process.returncode == -signal.SIGINT
     _assert_nothing_is_left(tmp_path, process.pid)
 
@@ -172,6 +184,18 @@ def test_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_refusal_while_a_gpu_is_free_is_an_error() -> None:
     with pytest.raises(ExternalResourceError, match=r"^TaskManager 1 got no GPU: the driver hangs$"):
         stand_ins._show_reports([Report(number=1, pid=42, refused="the driver hangs")], 1, print)
+
+
+def test_line_of_flinks_script_has_neither_program_nor_time() -> None:
+    held = [Holding(Claim("0", 42), Owner(42), None, living=True)]
+    assert text.claims(held).split("\n")[1].split() == ["0", "42", "?", "?", "lives"]
+
+
+def test_share_of_a_gpu_is_no_further_gpu() -> None:
+    claim, owner, worker = Claim("0", 42), Owner(42), Owner(43)
+    held = [Holding(claim, owner, None, living=True), Holding(claim, worker, None, living=True, share_of=owner)]
+    held.append(Holding(Claim("1", 44), Owner(44), None, living=False))
+    assert stand_ins._taken(held) == 1
 
 
 def test_gpu_given_twice_is_an_error() -> None:
@@ -196,7 +220,7 @@ def test_missing_library_is_named_with_the_remedy(tmp_path: Path) -> None:
         stand_ins.run()
     """)
     with _start(tmp_path, code=code) as process:
-        _, err = process.communicate(timeout=60)
+        _, err = _said(process)
     assert err.rstrip().endswith("scikit-learn: pip install 'externalresource[demo]'")
 
 
@@ -243,7 +267,7 @@ class StandInFlink:
     def complaint(self, *arguments: int | str, **environment: Any) -> str:
         """The one line of a demo that failed, and left nothing behind."""
         process = self.start(*arguments, **environment)
-        _, err = process.communicate(timeout=60)
+        _, err = _said(process)
         assert process.returncode == 1
         _assert_nothing_is_left(self.temporary, process.pid)
         (line,) = err.splitlines()
@@ -268,7 +292,7 @@ def stand_in(tmp_path: Path) -> StandInFlink:
 def test_without_apache_flink_one_line_says_what_to_install(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="the demo needs externalresource[demo]")
     with _start(tmp_path, code=f"import sys; sys.modules['pyflink'] = None; {_COMMAND}") as process:
-        out, err = process.communicate(timeout=60)
+        out, err = _said(process)
     assert (process.returncode, out) == (1, "")
     assert err == "externalresource: apache-flink is missing: pip install 'externalresource[demo,flink]'\n"
 
@@ -338,7 +362,7 @@ def test_flink_ends_with_the_demo_however_that_ends(number: signal.Signals, stan
         assert process.stdout
         assert any("Submitting" in line for line in process.stdout)
         process.send_signal(number)
-        process.communicate(timeout=60)
+        _said(process)
     killed = number is signal.SIGKILL
     assert process.returncode == (-number if killed else 130)
     if killed:

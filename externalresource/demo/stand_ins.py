@@ -7,8 +7,9 @@ coordination file. Where there are too few GPUs, they are simulated.
 import contextlib
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+from externalresource.coordination import Holding
 from externalresource.demo import digits
 from externalresource.demo.gpus import Gpus
 from externalresource.demo.host import Host, Report
@@ -44,12 +45,17 @@ def _show(host: Host, task_managers: int, write: _Write) -> None:
     host.kill(first.number)
     write(f"\nKilling TaskManager {first.number} (SIGKILL), so that it gives nothing back; but it is provably gone:\n")
     write(claims(host.gpus.claims()))
-    left = host.gpus.count - sum(claim.living for claim in host.gpus.claims())
+    left = host.gpus.count - _taken(host.gpus.claims())
     write(f"\nStarting another, which asks for all that no living process holds, {count(left, 'GPU')}:\n")
     (new,) = _show_reports(host.start(1, amount=left), 1, write)
     write(f"\n{_handed_on(first, new)}")
     host.end()
     write(f"Ending them all; they give back what they hold. Claims that are left: {len(host.gpus.claims())}.")
+
+
+def _taken(holdings: Collection[Holding]) -> int:
+    """Return how many devices living processes hold: who has a share of one has no further one."""
+    return len({holding.claim.token for holding in holdings if holding.living})
 
 
 def _show_reports(reports: Sequence[Report], grants: int, write: _Write) -> list[Report]:

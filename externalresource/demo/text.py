@@ -33,8 +33,9 @@ def pictures(images: Sequence[Sequence[Sequence[float]]], answers: Sequence[int]
 
 
 def claims(holdings: Collection[Holding]) -> str:
-    rows = (
-        f"  {holding.claim.token:<3}  {holding.owner.pid:<7}  {holding.owner.program:<12}  {holding.since}  "
+    rows = (  # of a line of Flink's script neither program nor time is known
+        f"  {holding.claim.token:<3}  {holding.owner.pid:<7}  {holding.owner.program or '?':<12}  "
+        f"{holding.since or '?':<20}  "
         f"{'lives' if holding.living else 'is gone'}"
         for holding in holdings
     )
