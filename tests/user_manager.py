@@ -1,5 +1,6 @@
 """systemd for tests: a user's manager, whether or not systemd runs this machine."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ mkdir -p /run/systemd/system
 exec env -i PATH="$PATH" HOME="$2" XDG_RUNTIME_DIR="$2" /usr/lib/systemd/systemd --user --unit=empty.target
 """
 _PATIENCE = 60.0  # seconds
+_LEAVING = 10.0  # seconds
 
 
 @contextmanager
@@ -42,7 +44,11 @@ def user_manager(log: Path) -> Iterator[dict[str, str]]:
         (units / "empty.target").write_text("[Unit]\nDefaultDependencies=no\n", encoding="ascii")
         start = ["unshare", "--mount", "--fork", "--kill-child", "sh", "-c", _START, "sh", name, home]
         environment = {"HOME": home, "XDG_RUNTIME_DIR": home, "DBUS_SESSION_BUS_ADDRESS": ""}
-        with log.open("w") as output, subprocess.Popen(start, stdout=output, stderr=output) as process:
+        with (
+            _removed(name),
+            log.open("w") as output,
+            subprocess.Popen(start, stdout=output, stderr=output) as process,
+        ):
             if not _started(process, Path(home, "systemd/private")):
                 pytest.skip(f"no manager of systemd can be started here: {log.read_text()[-300:].strip()}")
             try:
@@ -50,9 +56,31 @@ def user_manager(log: Path) -> Iterator[dict[str, str]]:
             finally:
                 subprocess.run(["systemctl", "--user", "exit"], env=os.environ | environment, check=False)
                 process.wait(_PATIENCE)
-    for group in Path("/sys/fs/cgroup").glob(f"**/{name}"):
-        for inner in sorted(group.glob("**/"), reverse=True):
-            inner.rmdir()
+
+
+@contextmanager
+def _removed(name: str) -> Iterator[None]:
+    """Leave no control group of that name behind, however the block ends."""
+    try:
+        yield
+    finally:
+        for group in Path("/sys/fs/cgroup").glob(f"**/{name}"):
+            for inner in sorted(group.glob("**/"), reverse=True):
+                _remove(inner)
+
+
+def _remove(group: Path) -> None:
+    """Remove a control group, which is busy until the last of its processes is quite gone."""
+    end = time.monotonic() + _LEAVING
+    while True:
+        try:
+            group.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _started(process: "subprocess.Popen[bytes]", socket: Path) -> bool:
