@@ -55,12 +55,18 @@ def line(folder: Path, *command: str) -> str:
     return shlex.join([*words(folder), *command])
 
 
+def _plain_environment() -> dict[str, str]:
+    """Return what is set here, but for the `make` that may run these tests and the language of messages."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "GNUMAKE"))}
+    return own | {"LC_ALL": "C"}
+
+
 def call(folder: Path, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     needs(command[0])
     return subprocess.run(
         command,
         cwd=folder,
-        env=os.environ | environment,
+        env=_plain_environment() | environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
