@@ -174,7 +174,7 @@ def _configure(shipped: str, folder: str, gpu_configuration: str) -> None:
     shutil.copytree(shipped, conf)
     os.mkdir(scratch)
     java = dict(flink_files.read(conf, _ignore))[_JAVA].value
-    rpc, rest = _free_ports(2)
+    rpc, rest = free_ports(2)
     settings = _SETTINGS | {
         _JAVA: f"{java} -Djava.io.tmpdir={scratch} {_FAST}",
         "jobmanager.rpc.port": rpc,
@@ -189,7 +189,7 @@ def _ignore(_warning: str) -> None:
     pass
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return ports that nobody uses, below those that the kernel gives to whoever asks for any, as Flink does."""
     with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
         lowest = int(file.read().split()[0])

@@ -1,13 +1,9 @@
 """A host with stand-in GPUs and a real Flink cluster on it: nothing leaves localhost and the folder that is given."""
 
-import contextlib
-import itertools
 import os
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sysconfig
 import time
@@ -16,6 +12,8 @@ from pathlib import Path
 from typing import Self
 
 import yaml
+
+from externalresource.demo.flink_host import free_ports
 
 OUR_SCRIPT = Path(sysconfig.get_path("scripts")) / "nvidia-gpu-discovery"
 
@@ -158,7 +156,7 @@ class Cluster:
         self.own_script = flink / "plugins" / "external-resource-gpu" / "nvidia-gpu-discovery.sh"
         self._folder = folder
         _scratch(folder).mkdir()
-        self._ports = _free_ports(2)
+        self._ports = free_ports(2)
         self._daemons: list[Daemon] = []
         self.coordination_file = folder / "coordination"
         self._real_file = _state(REAL_COORDINATION_FILE)
@@ -273,15 +271,3 @@ def _gpu(script: Path, args: str | None) -> Settings:
         "external-resource.gpu.param.discovery-script.path": str(script),
     }
     return gpu if args is None else gpu | {"external-resource.gpu.param.discovery-script.args": args}
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody uses, below those that the kernel gives to whoever asks for any, as Flink's metrics do."""
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    return list(itertools.islice(filter(_is_free, random.sample(range(10_000, lowest), 1_000)), count))
-
-
-def _is_free(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_server(("localhost", port)):
-        return True
-    return False
