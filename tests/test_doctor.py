@@ -740,6 +740,16 @@ def test_gpus_that_the_coordination_file_does_not_know(host: Host, cluster: Clus
     assert found.evidence.endswith(f"its log tells of 2; {host.ledger} has 0 of that pid")
 
 
+def test_relative_coordination_file_says_nothing_of_a_task_manager(host: Host, cluster: Cluster) -> None:
+    script = host.folder / "gpus.sh"
+    script.touch(0o755)
+    with task_manager() as (_pid, port):
+        cluster.advertises(port, gpu=2.0)
+        cluster.logs(port, FOUND)
+        report = host.examine({PATH: script, ARGS: "--enable-coordination-mode --coordination-file gpus"})
+    assert report.findings == []
+
+
 def test_task_manager_of_which_nothing_is_known_is_not_looked_at(host: Host, cluster: Cluster) -> None:
     who = cluster.advertises(NOBODYS, gpu=1.0)
     report = host.examine()
