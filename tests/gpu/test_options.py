@@ -27,6 +27,7 @@ DEFAULTS = {
     "log_file": None,
     "terminal": None,
     "witness": None,
+    "grant": None,
     "until_children_exit": False,
 }
 # option: a value, another one, and what the first one sets
@@ -49,6 +50,7 @@ VALUES: dict[str, tuple[str, str, str, object]] = {
     "log-file": ("/log", "/other", "log_file", "/log"),
     "terminal": ("/dev/pts/7", "/dev/null", "terminal", "/dev/pts/7"),
     "witness": ("0123456789abcdef", "fedc", "witness", "0123456789abcdef"),
+    "grant": ("0123456789abcdef", "fedc", "grant", "0123456789abcdef"),
     "until-children-exit": ("true", "false", "until_children_exit", True),
     "enable-coordination-mode": ("true", "false", "coordination", True),
     "enable-coordination": ("true", "false", "coordination", True),
