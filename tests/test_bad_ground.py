@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,19 +17,12 @@ from externalresource import lock
 from externalresource.coordination import Coordination, Owner, identify
 from externalresource.errors import CoordinationError, NotEnoughDevicesError
 
+from .devices import Device
 from .processes import Running, in_namespaces, mount
 
 R = TypeVar("R")
 
 DEAD = 999_999_999
-
-
-@dataclass(frozen=True)
-class Device:
-    token: str
-    uuid: str | None = None
-    parent_uuid: str | None = None
-    parent_token: str | None = None
 
 
 GPUS = [Device("0"), Device("1"), Device("2")]

@@ -185,28 +185,11 @@ def test_an_error_is_one_line_on_stderr(
     assert not ledger.exists() or not ledger.read_text(), "the claim must be given back"
 
 
-BREAKING = """
-import externalresource
-
-class Driver:
-    def retrieve_resource_info(self, amount): return frozenset()
-    def devices(self):
-        yield from []
-        raise ValueError("no\\nbus")
-    def held(self): raise ValueError("no claims")
-
-class Factory:
-    @externalresource.hookimpl
-    def create_external_resource_driver(self, options): return Driver()
-"""
-
-
 @pytest.mark.parametrize(("command", "cause"), [("discover", "no bus"), ("status", "no claims")])
 def test_driver_that_breaks_is_one_line(environment: dict[str, str], tmp_path: Path, command: str, cause: str) -> None:
-    (tmp_path / "breaking.py").write_text(BREAKING)
-    done = call(environment | {"PYTHONPATH": str(tmp_path)}, command, "breaking:Factory")
+    done = call(environment | {"PYTHONPATH": str(Path(__file__).parent)}, command, "breaking_driver:Factory")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"externalresource: the driver of 'breaking:Factory' failed: ValueError: {cause}\n"
+    assert done.stderr == f"externalresource: the driver of 'breaking_driver:Factory' failed: ValueError: {cause}\n"
 
 
 def test_a_reader_who_had_enough_is_no_error(environment: dict[str, str]) -> None:

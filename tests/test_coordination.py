@@ -21,17 +21,10 @@ from externalresource.errors import ConfigurationError, CoordinationError, NotEn
 from externalresource.ledger import Claim
 from externalresource.owner import Observer, Owner, observer
 
+from .devices import Device
 from .processes import Running, as_another_user
 
 R = TypeVar("R")
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    token: str
-    uuid: str | None = None
-    parent_uuid: str | None = None
-    parent_token: str | None = None
 
 
 def gpus(count: int) -> list[Device]:

@@ -478,26 +478,8 @@ def test_device_order_of_unlike_gpus(host: Host, monkeypatch: pytest.MonkeyPatch
     assert host.examine({"containerized.taskmanager.env.CUDA_DEVICE_ORDER": "PCI_BUS_ID"}).findings == []
 
 
-BREAKING = """
-import externalresource
-
-class Driver:
-    coordination_file = "/claims"
-    def retrieve_resource_info(self, amount): return frozenset()
-    def devices(self):
-        yield from []
-        raise ValueError("no\\nbus")
-    def held(self): raise ValueError("no claims")
-
-class Factory:
-    @externalresource.hookimpl
-    def create_external_resource_driver(self, options): return Driver()
-"""
-
-
 def test_driver_that_breaks_is_not_looked_at(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    (host.folder / "breaking_driver.py").write_text(BREAKING)
-    monkeypatch.syspath_prepend(host.folder)
+    monkeypatch.syspath_prepend(Path(__file__).parent)
     (host.folder / "lib").rmdir()
     report = host.examine({CLASS: "breaking_driver:Factory", PATH: None, ARGS: None})
     assert report.findings == []

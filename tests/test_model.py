@@ -21,13 +21,7 @@ from externalresource.request import Request
 from externalresource.waiting import Place
 from externalresource.witness import Witness
 
-
-@dataclass(frozen=True)
-class Device:
-    token: str
-    uuid: str | None = None
-    parent_uuid: str | None = None
-    parent_token: str | None = None
+from .devices import Device
 
 
 def of(gpu: str, name: str, token: str) -> Device:

@@ -25,17 +25,9 @@ from externalresource.errors import CoordinationError, NotEnoughDevicesError
 from externalresource.owner import Observer, Owner
 from externalresource.witness import Witness
 
+from .devices import Device
+
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "externalresource")
-
-
-@dataclass(frozen=True)
-class Device:
-    token: str
-    uuid: str | None = None
-    parent_uuid: str | None = None
-    parent_token: str | None = None
-
-
 GPUS = [Device(str(number), f"GPU-{number}") for number in range(4)]
 
 

@@ -5,7 +5,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ import pytest
 from externalresource.coordination import Coordination, Owner, identify
 from externalresource.errors import CoordinationError, NotEnoughDevicesError
 
+from .devices import Device
 from .processes import NEW_PIDS, Running, in_child, in_namespaces
 
 R = TypeVar("R")
@@ -23,14 +24,6 @@ pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can become o
 
 ANN, BOB, STRANGER = 64_001, 64_002, 64_003
 GROUP = 64_100
-
-
-@dataclass(frozen=True)
-class Device:
-    token: str
-    uuid: str | None = None
-    parent_uuid: str | None = None
-    parent_token: str | None = None
 
 
 GPUS = [Device("0"), Device("1")]

@@ -15,7 +15,6 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,19 +29,12 @@ from externalresource.errors import CoordinationError, DiscoveryError, ExternalR
 from externalresource.owner import Observer, Owner
 from externalresource.waiting import Place
 
+from .devices import Device
 from .processes import NEW_PIDS, Running, in_child, in_namespaces
 
 R = TypeVar("R")
 LONG = 60.0  # seconds: more than any of this takes
 SCRIPT = [sys.executable, "-P", "-m", "externalresource_gpu.discovery"]
-
-
-@dataclass(frozen=True)
-class Device:
-    token: str
-    uuid: str | None = None
-    parent_uuid: str | None = None
-    parent_token: str | None = None
 
 
 def gpus(*numbers: int) -> list[Device]:

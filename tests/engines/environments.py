@@ -13,6 +13,16 @@ from filelock import FileLock
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "externalresource" / "engines"
 
 
+def marks(command: str = "java", package: str = "openjdk-17-jre-headless") -> list[pytest.MarkDecorator]:
+    """For `pytestmark` of tests that start an engine: without Java they are skipped, in CI they must run."""
+    missing = shutil.which(command) is None and "CI" not in os.environ
+    return [
+        pytest.mark.engines,
+        pytest.mark.timeout(900),  # the first run on a machine installs the engine
+        pytest.mark.skipif(missing, reason=f"needs {command} on PATH, for example {package}"),
+    ]
+
+
 def environment(package: str, version: str) -> Path:
     """The folder of a virtual environment with this package."""
     folder = CACHE / f"{package.removeprefix('apache-')}-{version}"

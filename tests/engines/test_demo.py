@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -11,19 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from .environments import environment, lock, run
+from .environments import environment, lock, marks, run
 
 ROOT = Path(__file__).parents[2]
 VERSION = "2.3.0"
 
-pytestmark = [
-    pytest.mark.engines,
-    pytest.mark.timeout(900),  # the first run on a machine installs Flink
-    pytest.mark.skipif(
-        shutil.which("java") is None and "CI" not in os.environ,
-        reason="needs java on PATH, for example openjdk-17-jre-headless",
-    ),
-]
+pytestmark = marks()
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,15 @@
 """A TaskManager of real Flink whose discovery failed advertises its GPU, and `doctor` sees that by the REST API."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+from .environments import marks
 from .rig import Cluster
 
-pytestmark = [
-    pytest.mark.engines,
-    pytest.mark.timeout(900),  # the first run on a machine installs Flink
-    pytest.mark.skipif(
-        shutil.which("java") is None and "CI" not in os.environ,
-        reason="needs java on PATH, for example openjdk-17-jre-headless",
-    ),
-]
+pytestmark = marks()
 
 
 def test_gpu_that_a_task_manager_advertises_and_did_not_find_is_the_only_problem(

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,16 +10,10 @@ import pytest
 
 import externalresource
 
+from .environments import marks
 from .rig import DOCUMENTATION, OUR_SCRIPT, Cluster, TaskManager, stand_in
 
-pytestmark = [
-    pytest.mark.engines,
-    pytest.mark.timeout(900),  # the first run on a machine installs Flink
-    pytest.mark.skipif(
-        shutil.which("java") is None and "CI" not in os.environ,
-        reason="needs java on PATH, for example openjdk-17-jre-headless",
-    ),
-]
+pytestmark = marks()
 
 Pair = tuple[TaskManager, TaskManager]
 

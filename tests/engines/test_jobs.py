@@ -1,6 +1,5 @@
 """Operators of real jobs, in Java and in Python, are told the GPUs that their TaskManager holds, and nobody else."""
 
-import os
 import re
 import shutil
 import time
@@ -13,7 +12,7 @@ import pytest
 from observer import doubles
 
 from .conftest import python_of
-from .environments import run
+from .environments import marks, run
 from .reports import Observer, last, lives, read, told
 from .rig import DOCUMENTATION, Cluster, TaskManager
 
@@ -27,14 +26,7 @@ import org.apache.flink.api.common.functions.*;
 abstract class Page extends RichMapFunction<Long, Long> {{ {} }}
 """
 
-pytestmark = [
-    pytest.mark.engines,
-    pytest.mark.timeout(900),  # the first run on a machine installs Flink
-    pytest.mark.skipif(
-        shutil.which("javac") is None and "CI" not in os.environ,
-        reason="needs java and javac on PATH, for example openjdk-17-jdk-headless",
-    ),
-]
+pytestmark = marks("javac", "openjdk-17-jdk-headless")
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """Real workers of a standalone Spark ask our discovery script for their GPUs, configured as docs/spark.md shows."""
 
 import json
-import os
 import re
 import shlex
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .environments import environment
+from .environments import environment, marks
 from .rig import OUR_SCRIPT
 from .spark import Cluster, Worker
 
@@ -20,14 +18,7 @@ JOB = Path(__file__).parent / "which_gpu_of_spark.py"
 PAGE = (Path(__file__).parents[2] / "docs" / "spark.md").read_text().replace("/opt/venv/bin", str(OUR_SCRIPT.parent))
 BLOCKS = dict(re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
 
-pytestmark = [
-    pytest.mark.engines,
-    pytest.mark.timeout(900),  # the first run on a machine installs Spark
-    pytest.mark.skipif(
-        shutil.which("java") is None and "CI" not in os.environ,
-        reason="needs java on PATH, for example openjdk-17-jre-headless",
-    ),
-]
+pytestmark = marks()
 
 
 class Host:
