@@ -10,19 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from externalresource_gpu import candidates, dialects, recording, script, selection, topology, visibility
-from externalresource_gpu.backends import (
-    compute_apps,
-    listing,
-    machines,
-    mig_listing,
-    nvidia_smi,
-    nvml,
-    simulated_machine,
-    topo,
-)
+from externalresource_gpu import foreign_script
+from externalresource_gpu.backends.nvidia_smi import backend as nvidia_smi
+from externalresource_gpu.backends.nvidia_smi import compute_apps, listing, mig_listing, topo
+from externalresource_gpu.backends.nvml import backend as nvml
+from externalresource_gpu.backends.simulated import machine_file, made_up, recording
+from externalresource_gpu.choosing import candidates, policies, topology
+from externalresource_gpu.choosing import mask as masks
 from externalresource_gpu.device import Device
-from externalresource_gpu.options import FLAGS, PREFIX, VALUED, Options
+from externalresource_gpu.script import dialects
+from externalresource_gpu.script.options import FLAGS, PREFIX, VALUED, Options
 from mutations import ODD
 
 _RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "nvidia-smi"
@@ -201,7 +198,7 @@ def _check(devices: Sequence[Device]) -> None:
             assert all(number is None or number >= 0 for number in numbers), device
             assert device.unusable is None or is_line(device.unusable), device
             assert is_line(device.token), device
-            assert selection.foreign(device) is None or device.processes or device.memory_used, device
+            assert policies.foreign(device) is None or device.processes or device.memory_used, device
             device.properties()
 
 
@@ -289,7 +286,7 @@ def _read_machine(folder: str, text: str) -> object:
     path = os.path.join(folder, "machine.yaml")
     with open(path, "w", encoding="utf-8", newline="") as file:
         file.write(text)
-    machine = simulated_machine.read(path, "fuzz")
+    machine = machine_file.read(path, "fuzz")
     _check(machine.devices)
     return _kind(machine.devices), machine.driver.status, len(machine.links)
 
@@ -298,7 +295,7 @@ def _read_recorded(folder: str, text: str) -> object:
     """Write down the devices of a listing as a machine, and read it."""
     devices = [replace(device, numa_node=0) for device in _rows(text)]
     kind = _read_machine(folder, recording.render(devices, {}))
-    machine = simulated_machine.read(os.path.join(folder, "machine.yaml"), "fuzz")
+    machine = machine_file.read(os.path.join(folder, "machine.yaml"), "fuzz")
     assert [_recorded_as(device) for device in machine.devices] == [_recorded_as(device) for device in devices], text
     return kind
 
@@ -313,11 +310,11 @@ def _read_mask(text: str) -> object:
 
 
 def _shown(text: str, host: Sequence[Device]) -> object:
-    shown = visibility.visible(text, host)
-    assert all(device in visibility.visible(text, host, one_instance=False) for device in shown), text
+    shown = masks.visible(text, host)
+    assert all(device in masks.visible(text, host, one_instance=False) for device in shown), text
     for relative in (False, True):
-        visibility.ambiguity(text, host, None, relative=relative)
-    return [(device.place, visibility.ordinal(device, shown)) for device in shown]
+        masks.ambiguity(text, host, None, relative=relative)
+    return [(device.place, masks.ordinal(device, shown)) for device in shown]
 
 
 def _read_options(text: str) -> object:
@@ -329,7 +326,7 @@ def _read_options(text: str) -> object:
 
 
 def _read_answer(text: str) -> object:
-    return len(script.tokens(text, 3))
+    return len(foreign_script.tokens(text, 3))
 
 
 def _read_dialects(text: str) -> object:
@@ -337,12 +334,12 @@ def _read_dialects(text: str) -> object:
     devices = _rows(text)
     tokens = [device.token for device in devices]
     if tokens:
-        assert script.tokens(dialects.render("flink", devices), len(devices)) == tokens, text
+        assert foreign_script.tokens(dialects.render("flink", devices), len(devices)) == tokens, text
     assert json.loads(dialects.render("spark", devices))["addresses"] == tokens, text
     assert json.loads(dialects.render("json", devices)) == [device.properties() for device in devices], text
     if all(_UUID.fullmatch(device.uuid or "") and device.mig_mode != "Enabled" for device in devices):
         variables = dict(line.partition("=")[::2] for line in dialects.render("env", devices).splitlines())
-        assert visibility.visible(variables["CUDA_VISIBLE_DEVICES"], devices) == devices, text
+        assert masks.visible(variables["CUDA_VISIBLE_DEVICES"], devices) == devices, text
     return _kind(devices)
 
 
@@ -351,11 +348,11 @@ def _read_request(text: str) -> object:
     first, _, rows = text.partition("\n")
     mask = " ".join(first.split())  # it stands in the reason why a device is hidden
     gpus = mig_listing.attach(_rows(rows), _LIST[0], _XML[0])
-    shown = visibility.visible(mask, gpus, one_instance=False)
+    shown = masks.visible(mask, gpus, one_instance=False)
     found = candidates.usable(candidates.listed(gpus, shown, candidates.Wanted(mask=mask)), shown, 1)
-    for policy in selection.POLICIES:
+    for policy in policies.POLICIES:
         for amount in range(1, len(found) + 1):
-            chosen = selection.select(found, (), amount, policy=policy, links={}, devices=gpus)
+            chosen = policies.select(found, (), amount, policy=policy, links={}, devices=gpus)
             assert [device for device in found if device in chosen] == chosen, text
             assert len(chosen) == amount, text
     assert all(device.unusable is None and device.place in [one.place for one in shown] for device in found), text
@@ -395,8 +392,8 @@ def parsers(folder: str) -> list[Parser]:
 
 
 def _shipped() -> Iterator[str]:
-    for name in machines.names():
-        text = Path(machines.path(name)).read_text(encoding="utf-8")
+    for name in made_up.names():
+        text = Path(made_up.path(name)).read_text(encoding="utf-8")
         if len(text) <= _LARGEST // 4:
             yield text
 

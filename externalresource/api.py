@@ -7,10 +7,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from externalresource.child import Child, Overdue
-    from externalresource.drivers import Device, DeviceInfo, driver
-    from externalresource.grants import Grants
-    from externalresource.hookspecs import (
+    from externalresource.coordination.own_claims import Grants
+    from externalresource.drivers.child import Child, Overdue
+    from externalresource.drivers.contract import (
         API_VERSION,
         Closing,
         Columns,
@@ -27,8 +26,9 @@ if TYPE_CHECKING:
         Versioned,
         hookimpl,
     )
-    from externalresource.options import Option
-    from externalresource.script import Ended, find_script, run_script
+    from externalresource.drivers.discovery_script import Ended, find_script, run_script
+    from externalresource.drivers.enumerated import Device, DeviceInfo, driver
+    from externalresource.drivers.options import Option
 
 __all__ = [
     "API_VERSION",
@@ -68,28 +68,28 @@ def __getattr__(name: str) -> object:
 def _home(name: str) -> "ModuleType":
     """Return the room of a name. No importlib: the GPU's discovery script comes here before nvidia-smi is started."""
     if name in ("Child", "Overdue"):
-        from externalresource import child
+        from externalresource.drivers import child
 
         return child
     if name in ("Device", "DeviceInfo", "driver"):
-        from externalresource import drivers
+        from externalresource.drivers import enumerated
 
-        return drivers
+        return enumerated
     if name == "Grants":
-        from externalresource import grants
+        from externalresource.coordination import own_claims
 
-        return grants
+        return own_claims
     if name in ("Ended", "find_script", "run_script"):
-        from externalresource import script
+        from externalresource.drivers import discovery_script
 
-        return script
+        return discovery_script
     if name == "Option":
-        from externalresource import options
+        from externalresource.drivers import options
 
         return options
-    from externalresource import hookspecs
+    from externalresource.drivers import contract
 
-    return hookspecs
+    return contract
 
 
 def __dir__() -> list[str]:

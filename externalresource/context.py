@@ -8,12 +8,12 @@ from itertools import pairwise
 from types import TracebackType
 from typing import Self
 
-from externalresource import configuration
-from externalresource.configuration import ResourceConfig
 from externalresource.coordination import run_variable
+from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo
+from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError, cause, did_you_mean
-from externalresource.hookspecs import ExternalResourceDriver, ExternalResourceInfo
-from externalresource.plugins import create_driver
+from externalresource.flink import configuration
+from externalresource.flink.configuration import ResourceConfig
 
 
 class RuntimeContext:

@@ -11,10 +11,10 @@ import externalresource
 from externalresource.api import ExternalResourceDriver, ExternalResourceInfo, hookimpl
 from externalresource.context import RuntimeContext, claim, runtime_context
 from externalresource.coordination import Coordination
+from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, ExternalResourceError, NotEnoughDevicesError, PluginError
-from externalresource.plugins import create_driver
 
-from .processes import in_child
+from .support.processes import in_child
 
 
 class Info:

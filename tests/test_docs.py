@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from externalresource.api import driver
-from externalresource_gpu.options import DEFAULT_COORDINATION_FILE
+from externalresource_gpu.script.options import DEFAULT_COORDINATION_FILE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -61,7 +61,10 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_room_is_imported_by_its_name() -> None:
-    assert printed("from externalresource import ledger; print(ledger.__name__)") == "externalresource.ledger"
+    assert (
+        printed("from externalresource.coordination import ledger; print(ledger.__name__)")
+        == "externalresource.coordination.ledger"
+    )
 
 
 @pytest.mark.parametrize("package", PACKAGES)

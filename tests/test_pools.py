@@ -14,8 +14,8 @@ from threading import Thread
 import pytest
 
 import externalresource
-from externalresource import ledger
 from externalresource.api import Device, driver
+from externalresource.coordination import ledger
 
 # What all programs have before their own lines. A task ends once as many workers have come as the host has GPUs.
 COMMON = """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from externalresource import configuration
+from externalresource.flink import configuration
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -16,6 +16,7 @@ import pytest
 from externalresource.api import API_VERSION
 from externalresource.context import RuntimeContext, claim, runtime_context
 from externalresource.coordination import Coordination
+from externalresource.drivers.loading import create_driver
 from externalresource.errors import (
     ConfigurationError,
     CoordinationError,
@@ -24,9 +25,8 @@ from externalresource.errors import (
     NotEnoughDevicesError,
     PluginError,
 )
-from externalresource.plugins import create_driver
 
-from .processes import Running
+from .support.processes import Running
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "externalresource")
 BOARDS = """

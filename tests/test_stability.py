@@ -9,7 +9,7 @@ import pytest
 
 from externalresource import errors
 from externalresource.api import API_VERSION, Device, driver
-from externalresource.plugins import create_driver
+from externalresource.drivers.loading import create_driver
 
 PAGE = (Path(__file__).parents[1] / "docs" / "api-stability.md").read_text(encoding="utf-8")
 PUBLIC = ["externalresource", *(f"externalresource.{room}" for room in ("api", "coordination", "errors", "testing"))]

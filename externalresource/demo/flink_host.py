@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from externalresource import flink_files
 from externalresource.demo.flink_process import Guard, Process
 from externalresource.errors import ExternalResourceError
+from externalresource.flink import config_files
 
 _JOB = "externalresource.demo.flink_job"
 _SCRIPT = "nvidia-gpu-discovery"
@@ -173,7 +173,7 @@ def _configure(shipped: str, folder: str, gpu_configuration: str) -> None:
     scratch = os.path.join(folder, "tmp")
     shutil.copytree(shipped, conf)
     os.mkdir(scratch)
-    java = dict(flink_files.read(conf, _ignore))[_JAVA].value
+    java = dict(config_files.read(conf, _ignore))[_JAVA].value
     rpc, rest = free_ports(2)
     settings = _SETTINGS | {
         _JAVA: f"{java} -Djava.io.tmpdir={scratch} {_FAST}",

@@ -6,8 +6,8 @@ from typing import Any
 
 from externalresource.coordination import Holding
 from externalresource.demo import text
+from externalresource.drivers.loading import create_driver
 from externalresource.errors import DiscoveryError
-from externalresource.plugins import create_driver
 
 _CONFIGURATION = """\
 external-resources: gpu

@@ -13,8 +13,9 @@ from types import MappingProxyType
 from externalresource.api import ExternalResourceInfo, Grants, Option, hookimpl
 from externalresource.coordination import Coordination, Holding, Owner, identify, new_grant
 from externalresource.errors import ConfigurationError, CoordinationError, DiscoveryError, did_you_mean
-from externalresource_gpu import described, dialects, script
-from externalresource_gpu.options import FLAGS, PREFIX, VALUED, Options
+from externalresource_gpu import foreign_script
+from externalresource_gpu.script import described, dialects
+from externalresource_gpu.script.options import FLAGS, PREFIX, VALUED, Options
 
 _DEFAULT_TIMEOUT = 10.0  # seconds, as in Flink
 _LONGEST = 86400
@@ -84,7 +85,7 @@ class GPUDriver:
 
     def __init__(self, options: Mapping[str, str]) -> None:
         _check_names(options)
-        self._script = script.find(options.get("discovery-script.path"))
+        self._script = foreign_script.find(options.get("discovery-script.path"))
         self._timeout = _timeout(options)
         self._words = [*_split(options.get("discovery-script.args", "")), *_own_words(options)]
         # Of a script that is not ours we know neither the options nor what it claims.
@@ -116,7 +117,7 @@ class GPUDriver:
             raise ConfigurationError(f"the amount of GPUs must be a positive integer, not {amount}")
         if self._options is None:
             answer = self._script.run([str(amount), *self._words], self._timeout)
-            return {GPUInfo({"index": token}) for token in script.tokens(answer, amount)}
+            return {GPUInfo({"index": token}) for token in foreign_script.tokens(answer, amount)}
         words = [str(amount), *self._words, "--owner-pid", str(os.getpid())]
         return set(self._claim(words, self._options) if self._options.coordination else self._ask(*words))
 

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from externalresource.coordination import Coordination
+from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, NotEnoughDevicesError
-from externalresource.plugins import create_driver
-
-from .tools import amd_smi, card, listed, rocm_smi, static, tool, uuid
+from tests.support.amd_tools import amd_smi, card, listed, rocm_smi, static, tool, uuid
 
 NOTHING = {
     "asic": {"market_name": "N/A", "asic_serial": "N/A", "target_graphics_version": "N/A"},

@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from externalresource.testing import DriverConformance
-
-from .tools import amd_smi, listed, static, tool
+from tests.support.amd_tools import amd_smi, listed, static, tool
 
 
 class TestAMD(DriverConformance):

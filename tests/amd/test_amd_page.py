@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from externalresource_amd.driver import Options
-
-from .tools import amd_smi, listed, static, uuid
+from tests.support.amd_tools import amd_smi, listed, static, uuid
 
 SECTION = (Path(__file__).parents[2] / "docs/drivers.md").read_text().partition("\n## amd:")[2].partition("\n## ")[0]
 

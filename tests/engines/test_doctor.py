@@ -33,7 +33,15 @@ def test_gpu_that_a_task_manager_advertises_and_did_not_find_is_the_only_problem
 
 
 def doctor(cluster: Cluster) -> dict[str, Any]:
-    command = [sys.executable, "-m", "externalresource.cli", "doctor", str(cluster.configuration), "--format", "json"]
+    command = [
+        sys.executable,
+        "-m",
+        "externalresource.cli.main",
+        "doctor",
+        str(cluster.configuration),
+        "--format",
+        "json",
+    ]
     environment = cluster.environment | {"FLINK_PLUGINS_DIR": str(plugins(cluster))}
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=60)
     said: dict[str, Any] = json.loads(done.stdout)

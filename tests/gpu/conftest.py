@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from .nvml_stub import Stub, compiled
+from tests.support.nvml_stub import Stub, compiled
 
 
 @pytest.fixture(scope="session")

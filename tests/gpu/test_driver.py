@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from externalresource.api import ExternalResourceInfo
+from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, CoordinationError, DiscoveryError
-from externalresource.plugins import create_driver
 from externalresource_gpu.driver import GPUDriver, GPUDriverFactory, GPUInfo
-from externalresource_gpu.script import _is_ours
+from externalresource_gpu.foreign_script import _is_ours
 
 INSTALLED = Path(sysconfig.get_path("scripts")) / "nvidia-gpu-discovery"
 COORDINATED = {"simulate": "4", "enable-coordination-mode": "true"}

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
+from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, DiscoveryError, NotEnoughDevicesError
-from externalresource.plugins import create_driver
 from externalresource_nvme import node
-
-from .tree import Tree, link, plain
+from tests.support.nvme_tree import Tree, link, plain
 
 
 @pytest.fixture

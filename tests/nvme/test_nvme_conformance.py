@@ -6,8 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from externalresource.testing import DriverConformance
-
-from .tree import Tree, plain
+from tests.support.nvme_tree import Tree, plain
 
 
 class TestNVMe(DriverConformance):

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from externalresource.coordination import Coordination
+from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, NotEnoughDevicesError
-from externalresource.plugins import create_driver
-
-from .trees import ACTIVE, ASPEED, DOWN, ROCE, Tree
+from tests.support.rdma_trees import ACTIVE, ASPEED, DOWN, ROCE, Tree
 
 SWITCH = "pci0000:16/0000:16:01.0/0000:17:00.0"  # a root port, and a switch's port upstream
 

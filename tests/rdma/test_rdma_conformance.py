@@ -7,8 +7,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from externalresource.testing import DriverConformance
-
-from .trees import ACTIVE, DOWN, Tree
+from tests.support.rdma_trees import ACTIVE, DOWN, Tree
 
 
 def adapters(folder: Path, active: int, down: int = 0) -> Mapping[str, str]:

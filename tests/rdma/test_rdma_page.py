@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 from externalresource_rdma.driver import Options
-
-from .trees import ACTIVE, Tree
+from tests.support.rdma_trees import ACTIVE, Tree
 
 SECTION = (Path(__file__).parents[2] / "docs/drivers.md").read_text().partition("\n## rdma:")[2].partition("\n## ")[0]
 

@@ -14,8 +14,8 @@ import pytest
 import externalresource
 from externalresource.api import ExternalResourceInfo
 from externalresource.coordination import identify
+from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, NotEnoughDevicesError
-from externalresource.plugins import create_driver
 from externalresource_script.driver import ScriptDriverFactory, class_of
 
 ALLOWED = "must name a device by letters, digits and ._:/@+=#~- without blanks"

@@ -7,8 +7,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from externalresource_gpu.choosing.topology import Links
     from externalresource_gpu.device import Device
-    from externalresource_gpu.topology import Links
 
     class Backend(Protocol):
         """A source of devices. `name` says which one answered."""
@@ -42,15 +42,15 @@ def create(name: str, simulate: "str | None" = None, *, topology: bool = False, 
     Raises ConfigurationError for an unknown name, and for a machine that does not exist.
     """
     if simulate is not None or name == "simulated":
-        from externalresource_gpu.backends.simulated import Simulated
+        from externalresource_gpu.backends.simulated.backend import Simulated
 
         return Simulated(simulate, topology=topology, processes=processes)
     if name == "nvidia-smi":
-        from externalresource_gpu.backends.nvidia_smi import NvidiaSmi
+        from externalresource_gpu.backends.nvidia_smi.backend import NvidiaSmi
 
         return NvidiaSmi(topology=topology, processes=processes)
     if name == "nvml":
-        from externalresource_gpu.backends.nvml import Nvml
+        from externalresource_gpu.backends.nvml.backend import Nvml
 
         return Nvml(topology=topology, processes=processes)
     if name == "auto":

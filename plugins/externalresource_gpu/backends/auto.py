@@ -2,16 +2,16 @@
 
 import time
 
-from externalresource_gpu.backends.nvidia_smi import NvidiaSmi
-from externalresource_gpu.backends.nvml import Nvml
+from externalresource_gpu.backends.nvidia_smi.backend import NvidiaSmi
+from externalresource_gpu.backends.nvml.backend import Nvml
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from externalresource_gpu.backends import Backend
+    from externalresource_gpu.choosing.topology import Links
     from externalresource_gpu.device import Device
-    from externalresource_gpu.topology import Links
 
 
 class Auto:

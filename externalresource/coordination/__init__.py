@@ -1,0 +1,78 @@
+"""Who holds which device of this host: the coordination file, the processes in it, their queue."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from externalresource.coordination.claims import (
+        Coordination,
+        Holding,
+        first,
+        in_container,
+        is_here,
+        lives,
+        new_grant,
+        pid_here,
+        program_of,
+    )
+    from externalresource.coordination.holders import Runs, run_variable, runs_around
+    from externalresource.coordination.ledger import Claim
+    from externalresource.coordination.life_lock import Witness
+    from externalresource.coordination.matching import Claimable
+    from externalresource.coordination.own_claims import Grants
+    from externalresource.coordination.process import Owner, identify
+    from externalresource.coordination.request import Choose
+
+__all__ = [
+    "Choose",
+    "Claim",
+    "Claimable",
+    "Coordination",
+    "Grants",
+    "Holding",
+    "Owner",
+    "Runs",
+    "Witness",
+    "first",
+    "identify",
+    "in_container",
+    "is_here",
+    "lives",
+    "new_grant",
+    "pid_here",
+    "program_of",
+    "run_variable",
+    "runs_around",
+]
+
+_HOME = {
+    "Coordination": "claims",
+    "Holding": "claims",
+    "first": "claims",
+    "in_container": "claims",
+    "is_here": "claims",
+    "lives": "claims",
+    "new_grant": "claims",
+    "pid_here": "claims",
+    "program_of": "claims",
+    "Runs": "holders",
+    "run_variable": "holders",
+    "runs_around": "holders",
+    "Claim": "ledger",
+    "Witness": "life_lock",
+    "Claimable": "matching",
+    "Grants": "own_claims",
+    "Owner": "process",
+    "identify": "process",
+    "Choose": "request",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

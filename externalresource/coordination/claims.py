@@ -1,0 +1,377 @@
+"""Claim devices, give them back, see who holds them: the coordination file under its lock.
+
+Flink's own script edits the very file that it locks, and so hands out devices twice.
+"""
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from externalresource.coordination import holders, ledger, life_lock, matching, queue
+from externalresource.coordination import process as processes
+from externalresource.coordination.holders import Runs, run_variable, runs_around
+from externalresource.coordination.ledger import Claim
+from externalresource.coordination.life_lock import Witness
+from externalresource.coordination.lock import locked
+from externalresource.coordination.matching import Claimable, D
+from externalresource.coordination.process import Observer, Owner, identify
+from externalresource.coordination.queue import Place
+from externalresource.coordination.request import (
+    Choose,
+    NeverEnoughError,
+    Request,
+    TooFewError,
+    bounded,
+    choice,
+    refusal,
+)
+from externalresource.errors import ConfigurationError, CoordinationError, NotEnoughDevicesError
+
+__all__ = [
+    "Choose",
+    "Claim",
+    "Claimable",
+    "Coordination",
+    "Holding",
+    "Owner",
+    "Runs",
+    "Witness",
+    "first",
+    "identify",
+    "in_container",
+    "is_here",
+    "lives",
+    "new_grant",
+    "pid_here",
+    "program_of",
+    "run_variable",
+    "runs_around",
+]
+
+DEFAULT_TIMEOUT = 9.0  # seconds: Flink's 10 for a discovery script, less its start
+_PAUSE = 0.05, 0.5  # seconds between two looks of a waiting process: the first, and the longest
+_LEAVING = 0.5  # seconds for the lock to be free when a waiting process gives up
+
+
+class Holding(NamedTuple):  # records that the discovery script needs at each start: a dataclass costs 0.4 ms more
+    """What one process holds, as `status` shows it."""
+
+    claim: Claim
+    #: The claim's owner, or who has a share of it.
+    owner: Owner
+    #: UTC, as in 2026-11-20T18:23:54Z; None for a line of Flink's script.
+    since: str | None
+    #: False only if the owner provably is no more.
+    living: bool
+    #: Of whose devices this is a share; None for the claim's owner.
+    share_of: Owner | None = None
+
+
+def first(free: Sequence[D], claims: Sequence[Claim], amount: int) -> Sequence[D]:
+    """Return the first `amount` of the free devices, none a slice of another; NotEnoughDevicesError if too few are."""
+    del claims
+    return matching.apart(free, amount)
+
+
+def new_grant() -> str:
+    """Return a name that is never used again, for what an owner is granted at one time."""
+    return os.urandom(8).hex()
+
+
+def in_container() -> bool:
+    """Return whether there may be processes to which this one's pid means nothing."""
+    return processes.observer().in_container
+
+
+def is_here(owner: Owner) -> bool:
+    """Return whether that process was seen from this very pid namespace."""
+    return owner.pid_namespace == processes.observer().pid_namespace
+
+
+def pid_here(owner: Owner) -> int | None:
+    """Return the pid by which this process sees an owner, if it sees it."""
+    return processes.pid_of(owner, processes.observer())
+
+
+def program_of(owner: Owner) -> str | None:
+    """Return the program that an owner runs, as far as this process sees it, without its arguments."""
+    return processes.program_of(owner, processes.observer())
+
+
+def lives(owner: Owner) -> bool:
+    """Return False only if that process provably is no more."""
+    return not processes.gone(owner, processes.observer())
+
+
+class Coordination:
+    """The devices of one class on this host, as the processes that share one coordination file divide them.
+
+    `pause` is called with seconds and a reason between two looks of a process that waits for devices. Within one of the
+    `runs` (by default those that this process is inside of), the innermost that lives and has devices here, who claims
+    gets a share of that one's.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        device_class: str,
+        *,
+        gone: Callable[[Owner, Observer], bool] = processes.gone,
+        pause: Callable[[float, str], None] = lambda seconds, _reason: time.sleep(seconds),
+        runs: Runs | None = None,
+    ) -> None:
+        self.path = path
+        self._class = device_class
+        self._gone = gone
+        self._pause = pause
+        self._runs = runs_around() if runs is None else runs
+        self._witnesses: dict[str, Witness] = {}
+        self._known: tuple[str, Sequence[Claim]] = "", ()  # the file as last seen: mostly nobody has changed it since
+
+    def claim(
+        self,
+        devices: Sequence[D],
+        amount: int,
+        owner: Owner,
+        *,
+        choose: Choose[D] = first,
+        deadline: float | None = None,
+        wait: float = 0,
+        suits: Callable[[D], bool] = lambda _device: True,
+    ) -> list[D]:
+        """Record `amount` of the devices for `owner` and return them: none that a living owner may hold.
+
+        `choose` picks among the free ones, under the lock, or raises NotEnoughDevicesError if none of them will do now;
+        `deadline` (of `time.monotonic`) bounds the wait for it.
+        With `wait` (seconds) devices that others hold are queued for, first come, first served; of them those that
+        `suits` (which `choose` would not refuse at the moment) are kept meanwhile.
+        Inside of a run that lives and has devices here the owner gets a share of these.
+        Raises NotEnoughDevicesError, which says who holds them; CoordinationError if the file cannot be used.
+        """
+        if amount < 1:
+            raise ConfigurationError(f"the amount must be a positive integer, not {amount}")
+        if amount > len(devices):
+            raise NotEnoughDevicesError(f"{amount} wanted, this host has {len(devices)}")
+        owner = owner if owner.grant else replace(owner, grant=new_grant())
+        request = Request(devices, amount, owner, choose, suits, wait)
+        end = time.monotonic() + wait
+        try:
+            return self._claim_now(request, deadline, None)
+        except NotEnoughDevicesError as error:
+            if wait <= 0 or isinstance(error, NeverEnoughError):
+                raise
+        with self._turn() as turn:
+            return self._claim_in_turn(request, turn, end, math.inf if deadline is None else deadline + wait)
+
+    def release(self, devices: Iterable[Claimable], owner: Owner, *, deadline: float | None = None) -> int:
+        """Give back those of the devices that this owner holds; return how many those were."""
+        given_back = list(devices)
+
+        def is_his(holder: Owner) -> bool:
+            return holder.same_process(owner) and owner.grant in (None, holder.grant)
+
+        with self._locked(deadline):
+            claims, here = self._read(), processes.observer()
+            his = [claim for claim in claims if holders.may_be(claim, owner.pid)]
+            named = [claim for claim in his if any(matching.same(claim, device) for device in given_back)]
+            stay = {id(claim): [not is_his(holder) for holder in holders.of(claim, here)] for claim in named}
+            self._write(claims, holders.narrowed(claims, lambda claim: stay.get(id(claim))))
+        return sum(not all(each) for each in stay.values())
+
+    def drop(self, which: Callable[[Holding], bool], *, deadline: float | None = None) -> list[Holding]:
+        """Strike out the claims, and shares of claims, for which `which` answers True, and return them."""
+        with self._locked(deadline):
+            claims = self._read()
+            decided = {id(claim): [(each, which(each)) for each in held] for claim, held in self._held(claims)}
+            self._write(
+                claims, holders.narrowed(claims, lambda claim: [not dropped for _, dropped in decided[id(claim)]])
+            )
+        return [holding for each in decided.values() for holding, dropped in each if dropped]
+
+    def held(self, owner: Owner | None = None) -> list[Holding]:
+        """Return who holds what, or what one owner holds. Needs no lock: the file is only ever replaced whole."""
+        holdings = [holding for _, held in self._held(self._read()) for holding in held]
+        return [holding for holding in holdings if owner is None or holding.owner.same_process(owner)]
+
+    @contextlib.contextmanager
+    def _witnessed(self, owner: Owner) -> Iterator[Owner]:
+        """Give the owner a stand-in where it needs one: not earlier, lest one that waits and is killed leave it."""
+        if owner.witness is not None or not in_container():
+            yield owner
+            return
+        stand_in = self._stand_in(owner)
+        try:
+            yield replace(owner, witness=stand_in.name)
+        except BaseException:
+            stand_in.close()
+            raise
+        self._witnesses[stand_in.name] = stand_in
+
+    def _stand_in(self, owner: Owner) -> Witness:
+        """Return a lock by which other containers, where the owner's pid means nothing, see that it lives."""
+        itself = owner.pid == os.getpid()
+        witness = Witness(self.path, inherited=not itself)
+        if not itself:
+            try:
+                witness.post(owner)
+            except CoordinationError:
+                witness.close()
+                raise
+        return witness
+
+    def _claim_in_turn(self, request: Request[D], turn: str, end: float, deadline: float) -> list[D]:
+        """Claim as soon as those before leave enough; NotEnoughDevicesError at `end`."""
+        seconds, longest = _PAUSE
+        while True:
+            now = time.monotonic()
+            try:
+                return self._claim_now(request, min(now + DEFAULT_TIMEOUT, deadline), turn)
+            except NeverEnoughError:
+                raise
+            except NotEnoughDevicesError as error:
+                if now >= end:
+                    raise NotEnoughDevicesError(f"{error}; waited {request.wait:g} s for them") from None
+                reason = str(error)
+            self._pause(max(0, min(seconds, end - time.monotonic())), reason)
+            seconds = min(seconds * 2, longest)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[str]:
+        """Hold the lock of a place in the queue, which is given up if the block ends with an error."""
+        with contextlib.closing(Witness(self.path)) as turn:
+            try:
+                yield turn.name
+            except BaseException:
+                self._leave(turn.name)
+                raise
+
+    def _leave(self, turn: str) -> None:
+        """Give up a place. Whoever comes next does it if the lock is not free: a place without its lock is none."""
+        with contextlib.suppress(CoordinationError), self._locked(time.monotonic() + _LEAVING):
+            places = queue.read(self.path)
+            before, behind = queue.around(places, turn)
+            self._write_queue(places, [*before, *behind])
+
+    def _claim_now(self, request: Request[D], deadline: float | None, turn: str | None) -> list[D]:
+        """Claim what is free and not kept for those who came before, or have a place in the queue under `turn`."""
+        with self._locked(deadline):
+            claimed = self._read()
+            request = self._within(request, claimed)
+            places = queue.read(self.path)
+            before, behind = queue.around(places, turn)
+            try:
+                claims, chosen = self._chosen(request, claimed, before)
+            except NotEnoughDevicesError:
+                if turn is not None:
+                    suitable = [device for device in request.devices if request.suits(device)]
+                    place = queue.place(turn, request.amount, suitable, request.line)
+                    self._write_queue(places, [*before, place, *behind])
+                raise
+            with self._witnessed(request.owner) as owner:
+                self._write_queue(places, [*before, *behind])  # before the claim, which stands once it is written
+                self._write(claimed, self._granted(request, claims, chosen, owner))
+        return chosen
+
+    def _within(self, request: Request[D], claims: Sequence[Claim]) -> Request[D]:
+        """Return the request bounded by the devices of the run that it is made in, if that has any here."""
+        for grants in reversed(self._runs):
+            here = processes.observer()
+            held = [(claim, each) for claim in claims for each in holders.of(claim, here) if each.grant in grants]
+            living = [(claim, each) for claim, each in held if not self._dead(each, here)]
+            if living:
+                return bounded(request, grants, living)
+        return request
+
+    def _granted(
+        self, request: Request[D], claims: Sequence[Claim], chosen: Sequence[D], owner: Owner
+    ) -> Sequence[Claim]:
+        """Return the claims with what was chosen among them."""
+        if not request.within:
+            return ledger.append(claims, [self._new_claim(device, owner) for device in chosen])
+        return [
+            holders.shared(claim, owner) if any(matching.same(claim, device) for device in chosen) else claim
+            for claim in claims
+        ]
+
+    def _write_queue(self, before: Sequence[Place], after: Sequence[Place]) -> None:
+        if before != after:
+            queue.write(self.path, after)
+
+    def _chosen(
+        self, request: Request[D], before: Sequence[Claim], ahead: Sequence[Place]
+    ) -> tuple[Sequence[Claim], list[D]]:
+        """Return the claims that stand, and what the request gets beside them; NotEnoughDevicesError if too little."""
+        try:
+            return before, choice(request, before, ahead)
+        except NotEnoughDevicesError:  # only now: with 1,023 owners a look at each costs twenty times the rest
+            living = {id(claim): [holding.living for holding in held] for claim, held in self._held(before)}
+            claims = holders.narrowed(before, lambda claim: living[id(claim)])
+        try:
+            return claims, choice(request, claims, ahead)
+        except TooFewError as error:
+            raise NotEnoughDevicesError(refusal(request, claims, error.free, ahead)) from None
+
+    def _locked(self, deadline: float | None) -> contextlib.AbstractContextManager[None]:
+        return locked(self.path, time.monotonic() + DEFAULT_TIMEOUT if deadline is None else deadline)
+
+    def _read(self) -> list[Claim]:
+        text = ledger.content(self.path)
+        known, claims = self._known
+        if text == known:
+            return list(claims)
+        claims = ledger.parse(text, self.path)
+        for claim in claims:
+            if claim.details.get("class", self._class) != self._class:
+                raise CoordinationError(
+                    f"{self.path} coordinates {claim.details['class']!r}, not {self._class!r}: "
+                    "one file serves one class of devices; choose another file"
+                )
+        self._known = text, claims
+        return list(claims)
+
+    def _write(self, before: Sequence[Claim], after: Sequence[Claim]) -> None:
+        """Write the claims if they differ, and free the witnesses of those that are no more."""
+        if len(before) == len(after) and list(before) == list(after):
+            return
+        self._known = ledger.write(self.path, after), after
+        were, are = holders.witnesses(before), holders.witnesses(after)
+        for name in were - are:
+            if name in self._witnesses:
+                self._witnesses.pop(name).close()
+            else:
+                life_lock.remove(self.path, name)
+        if were or are:
+            life_lock.sweep(self.path, are)
+
+    def _held(self, claims: Sequence[Claim]) -> list[tuple[Claim, list[Holding]]]:
+        here = processes.observer()
+        chains = [holders.of(claim, here) for claim in claims]
+        dead = {owner for owner in {owner for chain in chains for owner in chain} if self._dead(owner, here)}
+        return [
+            (
+                claim,
+                [
+                    Holding(claim, owner, since, living=owner not in dead, share_of=outer)
+                    for owner, since, outer in zip(chain, holders.since(claim), [None, *chain[:-1]], strict=True)
+                ],
+            )
+            for claim, chain in zip(claims, chains, strict=True)
+        ]
+
+    def _dead(self, owner: Owner, here: Observer) -> bool:
+        """Return True only if neither the owner nor, where they count, its children can use the device any more."""
+        judged = here.can_judge(owner)
+        if owner.witness is None or (judged and not owner.until_children_exit):
+            return self._gone(owner, here)
+        if processes.before_this_boot(owner, here):
+            return True
+        return not (judged and not self._gone(owner, here)) and not life_lock.stands(self.path, owner.witness)
+
+    def _new_claim(self, device: Claimable, owner: Owner) -> Claim:
+        named = {"uuid": device.uuid, "parent_uuid": device.parent_uuid, "parent_token": device.parent_token}
+        known = {key: value for key, value in named.items() if value is not None}
+        return Claim(device.token, owner.pid, {**known, "class": self._class, **holders.recorded(owner)})

@@ -1,0 +1,93 @@
+"""What this process holds of one coordination file, to be given back as it was given."""
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from externalresource.coordination.claims import (
+    Claimable,
+    Coordination,
+    Owner,
+    Witness,
+    identify,
+    in_container,
+    new_grant,
+)
+from externalresource.coordination.matching import D
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    devices: Sequence[Claimable]
+    owner: Owner
+    #: A lock of this process, for those who cannot see its pid, or for its children.
+    witness: Witness | None
+
+
+class Grants:
+    """What a driver has claimed for its own process."""
+
+    def __init__(self, coordination: Coordination) -> None:
+        self.coordination = coordination
+        self._grants: list[_Grant] = []
+
+    def claim(
+        self, devices: Sequence[D], amount: int, *, until_children_exit: bool = False, **request: Any
+    ) -> Sequence[D]:
+        """Claim devices for this process as `Coordination.claim` does, whose further arguments these take."""
+        with self.witnessed(until_children_exit=until_children_exit) as witness:
+            owner = replace(
+                identify(os.getpid()),
+                witness=None if witness is None else witness.name,
+                until_children_exit=until_children_exit,
+                grant=new_grant(),
+            )
+            claimed = self.coordination.claim(devices, amount, owner, **request)
+            self.add(claimed, owner, witness)
+        return claimed
+
+    @property
+    def devices(self) -> list[Claimable]:
+        """Return what this process has, in the order in which it was claimed."""
+        return [device for grant in self._grants for device in grant.devices]
+
+    @contextmanager
+    def witnessed(self, *, until_children_exit: bool) -> Iterator[Witness | None]:
+        """Give this process a lock that shows others that it lives, if it needs one; close it if the block fails."""
+        if not until_children_exit and not in_container():
+            yield None
+            return
+        witness = Witness(self.coordination.path, inherited=until_children_exit)
+        try:
+            yield witness
+        except BaseException:
+            witness.close()
+            raise
+
+    def add(self, devices: Sequence[Claimable], owner: Owner, witness: Witness | None) -> None:
+        """Take note of what was claimed."""
+        self._grants.append(_Grant(devices, owner, witness))
+
+    def close(self) -> None:
+        """Give back exactly that. In a forked child nothing happens: there it belongs to the parent."""
+        if self._grants:
+            itself = identify(os.getpid())
+            self._grants = [grant for grant in self._grants if grant.owner.same_process(itself)]
+        while self._grants:
+            grant = self._grants[-1]
+            self.coordination.release(grant.devices, grant.owner)
+            if grant.witness is not None:
+                grant.witness.close()
+            self._grants.pop()
+
+    def keep_over_exec(self) -> Collection[str]:
+        """Let it outlast an exec of this process, which stays the owner; close() is never called then.
+
+        Return the names of the grants, of which processes inside of that program may take shares.
+        """
+        for grant in self._grants:
+            if grant.witness is not None:
+                grant.witness.keep_over_exec()
+        return [grant.owner.grant for grant in self._grants if grant.owner.grant]

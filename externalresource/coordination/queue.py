@@ -1,0 +1,121 @@
+"""Who waits for devices, first come first served: a file beside the coordination file, used under its lock.
+
+One line per waiting process in the order in which they came, `WITNESS AMOUNT DEVICE...`, a slice as `DEVICE@PARENT`;
+no device where none would do at the moment; `of=GRANT,...` before them where shares of that are waited for. A place is
+kept by a lock that its process holds, so that it vanishes with the process, whatever ends that.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+from urllib.parse import quote, unquote
+
+from externalresource.coordination import ledger, life_lock
+from externalresource.coordination.matching import Claimable, D
+from externalresource.errors import CoordinationError
+
+# A witness is part of a path: no other character may stand in it.
+_LINE = re.compile(r"([0-9a-f]+) ([1-9][0-9]{0,8})((?: [!-~]+)*)")
+_OF = "of="  # no device begins so: it is quoted
+
+
+class Place(NamedTuple):
+    """One process in the queue."""
+
+    #: The lock that it holds while it waits.
+    witness: str
+    amount: int
+    #: The devices that would do, each with that of which it is a slice, or "": UUIDs, or tokens where there is none.
+    devices: frozenset[tuple[str, str]]
+    #: The grants of which it wants shares, or "": those who want other ones do not stand in its way.
+    line: str = ""
+
+
+def place(name: str, amount: int, devices: Iterable[Claimable], line: str = "") -> Place:
+    """Return a place for whoever holds the lock of that name."""
+    return Place(name, amount, frozenset((_identity(device), _parent(device)) for device in devices), line)
+
+
+def read(coordination_file: str) -> list[Place]:
+    """Return the places of those that still wait, the longest first, and strike out those of the dead.
+
+    CoordinationError if they cannot be read.
+    """
+    path = _path(coordination_file)
+    places = [_parse(line, path) for line in ledger.read_text(path).split("\n") if line]
+    dead = [place for place in places if not life_lock.stands(coordination_file, place.witness, missing=False)]
+    if not dead:
+        return places
+    living = [place for place in places if place not in dead]
+    write(coordination_file, living)
+    for place in dead:
+        life_lock.remove(coordination_file, place.witness)
+    return living
+
+
+def write(coordination_file: str, places: Sequence[Place]) -> None:
+    """Replace the queue by these places; nobody waiting leaves no file."""
+    if not places:
+        ledger.remove(_path(coordination_file))
+        return
+    ledger.write_text(_path(coordination_file), "".join(f"{_render(place)}\n" for place in places))
+
+
+def around(queue: Sequence[Place], name: str | None) -> tuple[list[Place], list[Place]]:
+    """Return the places before and behind the one with that lock; all are before who has none yet."""
+    names = [place.witness for place in queue]
+    at = names.index(name) if name in names else len(queue)
+    return [*queue[:at]], [*queue[at + 1 :]]
+
+
+def unreserved(free: Sequence[D], before: Iterable[Place]) -> list[D]:
+    """Return those of the free devices that are not kept for the processes at these places, in their order."""
+    left = list(free)
+    for earlier in before:
+        wanted = {name for name, _ in earlier.devices}
+        sliced = {parent for _, parent in earlier.devices if parent}
+        kept = [device for device in left if _identity(device) in wanted][: earlier.amount]
+        kept += [device for device in left if _parent(device) in wanted or _identity(device) in sliced]
+        numbers = set(map(id, kept))
+        left = [device for device in left if id(device) not in numbers]
+    return left
+
+
+def wants(place: Place, devices: Sequence[Claimable]) -> bool:
+    """Return whether any of the devices may be kept for the process at this place."""
+    return len(unreserved(devices, [place])) < len(devices)
+
+
+def _parse(line: str, path: str) -> Place:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise CoordinationError(
+            f"cannot read {line[:80]!r} in {path}, so nothing is granted: remove that file while nobody waits"
+        )
+    name, amount, devices = match.groups()
+    words = devices.split()
+    line = unquote(words.pop(0).removeprefix(_OF)) if words and words[0].startswith(_OF) else ""
+    pairs = [word.partition("@") for word in words]
+    return Place(name, int(amount), frozenset((unquote(device), unquote(parent)) for device, _, parent in pairs), line)
+
+
+def _render(place: Place) -> str:
+    devices = [f"{_quoted(name)}@{_quoted(parent)}".removesuffix("@") for name, parent in sorted(place.devices)]
+    line = [f"{_OF}{_quoted(place.line)}"] if place.line else []
+    return " ".join([place.witness, str(place.amount), *line, *devices])
+
+
+def _identity(device: Claimable) -> str:
+    return device.uuid or device.token
+
+
+def _parent(device: Claimable) -> str:
+    return device.parent_uuid or device.parent_token or ""
+
+
+def _quoted(word: str) -> str:
+    return quote(word, safe="")
+
+
+def _path(coordination_file: str) -> str:
+    return f"{coordination_file}.queue"

@@ -1,0 +1,114 @@
+"""What one process asks for, what of that it can have, and in which words it is refused. Touches no file."""
+
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple
+
+from externalresource.coordination import holders, matching, queue
+from externalresource.coordination import process as processes
+from externalresource.coordination.ledger import Claim
+from externalresource.coordination.matching import D
+from externalresource.coordination.process import Owner
+from externalresource.coordination.queue import Place
+from externalresource.errors import NotEnoughDevicesError
+
+_SHOWN, _NAMED = 8, 16  # owners that a refusal names, and devices of each
+
+Choose = Callable[[Sequence[D], Sequence[Claim], int], Sequence[D]]
+
+
+class TooFewError(NotEnoughDevicesError):
+    """Fewer devices are free than wanted: why is put into words only where somebody reads them."""
+
+    def __init__(self, free: int) -> None:
+        super().__init__(free)
+        self.free = free
+
+
+class NeverEnoughError(NotEnoughDevicesError):
+    """There is no use in waiting."""
+
+
+class Request(NamedTuple, Generic[D]):
+    """What is asked for at one time."""
+
+    devices: Sequence[D]
+    amount: int
+    owner: Owner
+    choose: Choose[D]
+    #: Whether a device would do at the moment.
+    suits: Callable[[D], bool]
+    #: Seconds in the queue at most.
+    wait: float = 0
+    #: The grants of which it wants shares; of none, it wants devices that nobody holds.
+    within: frozenset[str] = frozenset()
+    #: What it is bounded by, in words.
+    whole: str = ""
+
+    @property
+    def line(self) -> str:
+        """Those who want shares of one grant wait in a line of their own."""
+        return ",".join(sorted(self.within))
+
+    def rivals(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Return the claims that take devices from this request."""
+        return [claim for claim in claims if not self.within or holders.last_grant(claim) not in self.within]
+
+
+def bounded(request: Request[D], grants: frozenset[str], run: Sequence[tuple[Claim, Owner]]) -> Request[D]:
+    """Return the request for shares of these grants, which a run has by these claims.
+
+    Raises NeverEnoughError if the run has too few.
+    """
+    owner = run[0][1]
+    mine = matching.named(request.devices, [claim for claim, _ in run])
+    part = "" if len(mine) == len(run) else f" ({len(mine)} of them visible and suitable)"
+    program = processes.program_of(owner, processes.observer())
+    whole = f"the {len(run)} that pid {owner.pid} ({program}) has, inside of which this runs{part}"
+    if request.amount > len(mine):
+        raise NeverEnoughError(f"{request.amount} wanted of {whole}")
+    return request._replace(devices=mine, within=grants, whole=f"{whole},")
+
+
+def choice(request: Request[D], claims: Sequence[Claim], ahead: Sequence[Place]) -> list[D]:
+    """Return what a request gets beside these claims, and those that wait before it; TooFewError if that is too little.
+
+    Raises what its `choose` raises, and CoordinationError if that gives a device twice.
+    """
+    before = [place for place in ahead if place.line == request.line]
+    free = queue.unreserved(matching.free(request.devices, request.rivals(claims)), before)
+    if len(free) < request.amount:
+        raise TooFewError(len(free))
+    chosen = list(request.choose(free, claims, request.amount))
+    matching.check_choice(chosen, free, request.amount)
+    return chosen
+
+
+def refusal(request: Request[D], claims: Sequence[Claim], free: int, ahead: Sequence[Place]) -> str:
+    """Return why a request gets nothing: how much is free, who waits before it, who holds what since when."""
+    here, last = processes.observer(), -1 if request.within else 0
+    taken: dict[Owner, list[Claim]] = {}
+    for claim in matching.taking(request.rivals(claims), request.devices):
+        holder = holders.of(claim, here)[last]
+        taken.setdefault(holder, []).append(claim)
+    shown = [
+        _holder(owner, held, holders.since(held[0])[last], request.owner)
+        for owner, held in list(taken.items())[:_SHOWN]
+    ]
+    whole = request.whole or str(len(request.devices))
+    parts = [f"{request.amount} wanted, {free} of {whole} free"]
+    rivals = [place for place in ahead if place.line == request.line and queue.wants(place, request.devices)]
+    if rivals:
+        parts.append(f"{len(rivals)} waiting before")
+    if shown:
+        more = f"; and {len(taken) - _SHOWN} more owners" if len(taken) > _SHOWN else ""
+        parts.append(f"held by {'; '.join(shown)}{more}")
+    return "; ".join(parts)
+
+
+def _holder(owner: Owner, held: Sequence[Claim], since: str | None, asker: Owner) -> str:
+    program = processes.program_of(owner, processes.observer())
+    who = f"pid {owner.pid}" + (f" ({program})" if program else "")
+    when = f", since {since}" if since else ""
+    itself = ", which asks again and would get further ones" if owner.same_process(asker) else ""
+    more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
+    return f"{who}{when}: {', '.join(claim.token for claim in held[:_NAMED])}{more}{itself}"

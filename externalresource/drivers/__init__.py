@@ -1,0 +1,1 @@
+"""From the name of a driver to its devices, and what authors of drivers build on."""

@@ -1,0 +1,344 @@
+"""A driver made of a function that enumerates devices: all else is the same for every device, and stands here."""
+
+import inspect
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from externalresource.coordination import Claim, Coordination, Holding, Owner, first
+from externalresource.coordination.own_claims import Grants
+from externalresource.drivers import options as option_parser
+from externalresource.drivers.contract import ExternalResourceInfo, hookimpl
+from externalresource.drivers.options import Option
+from externalresource.errors import (
+    ConfigurationError,
+    DiscoveryError,
+    ExternalResourceError,
+    NotEnoughDevicesError,
+    PluginError,
+)
+
+_LONGEST = 86400.0  # seconds
+_FRESH = 1.0  # seconds for which a process that waits believes what it has seen
+_OWN_SHARE = 0.9  # of the time is for the enumeration itself: what it says then comes before our own verdict
+
+#: Makes the variables of a process of those that its devices have, joined by commas.
+Completing = Callable[[Mapping[str, str]], Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device as a driver enumerates it. What is not known is left out."""
+
+    #: What operators know it by, and the coordination file if it has no UUID.
+    index: str
+    #: The same on the host and in every container, whatever the index is there.
+    uuid: str | None = None
+    #: All else that operators may ask for: `name`, `numa_node`, ...
+    properties: Mapping[str, str] = field(default_factory=dict)
+    #: Variables for a process that uses it; of several devices the values are joined by commas.
+    environment: Mapping[str, str] = field(default_factory=dict)
+    #: Why it must not be handed out; None if nothing speaks against it.
+    unusable: str | None = None
+    #: The device that this is a slice of, if it is one: the two exclude each other.
+    parent_uuid: str | None = None
+    parent_token: str | None = None
+
+    @property
+    def token(self) -> str:
+        return self.index
+
+
+class DeviceInfo:
+    """A device as an operator sees it. Two infos are equal if all their properties are."""
+
+    __slots__ = ("_properties", "environment")
+
+    def __init__(self, device: Device) -> None:
+        own = {"index": device.index, "unusable": device.unusable, "uuid": device.uuid}
+        self._properties = {
+            key: value for key, value in {**own, **device.properties, **own}.items() if value is not None
+        }
+        self.environment = dict(device.environment)
+
+    def get_property(self, key: str) -> str | None:
+        return self._properties.get(key)
+
+    def get_keys(self) -> Collection[str]:
+        return tuple(self._properties)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DeviceInfo) and self._properties == other._properties
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._properties.items()))
+
+    def __repr__(self) -> str:
+        return f"DeviceInfo({self._properties})"
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """The options that every driver has that is made here."""
+
+    enable_coordination_mode: bool = False
+    coordination_file: str | None = None
+    #: Seconds in the queue for devices that others hold.
+    wait: float = 0.0
+    #: Seconds for the enumeration and the lock together.
+    timeout: float = 9.0
+    until_children_exit: bool = False
+
+    def __post_init__(self) -> None:
+        if self.coordination_file is not None and not os.path.isabs(self.coordination_file):
+            raise ValueError(f"option 'coordination-file' must be an absolute path, not {self.coordination_file!r}")
+        if not 0 <= self.wait <= _LONGEST:
+            raise ValueError(f"option 'wait' must be a number of seconds from 0 to {_LONGEST:g}, not {self.wait:g}")
+        if not 0 < self.timeout <= _LONGEST:
+            raise ValueError(f"option 'timeout' must be a number of seconds up to {_LONGEST:g}, not {self.timeout:g}")
+
+
+class DriverFactory:
+    """The plugin: makes a driver of the options."""
+
+    def __init__(
+        self,
+        device_class: str,
+        enumerate_devices: Callable[..., Iterable[Device]],
+        options: Any,
+        environment: Completing = dict,
+    ) -> None:
+        self.device_class = device_class
+        self.__doc__ = enumerate_devices.__doc__
+        self.__module__ = enumerate_devices.__module__
+        self._enumerate = enumerate_devices
+        self._environment = environment
+        self._kinds = [Common] if options is None else [options, Common]
+
+    @property
+    def options(self) -> list[Option]:
+        """Return its own options, and those that every driver has that is made here."""
+        file = _default_file(self.device_class)
+        return [
+            replace(option, default=file) if option.name == "coordination-file" else option
+            for kind in self._kinds
+            for option in option_parser.describe(kind)
+        ]
+
+    @hookimpl
+    def create_external_resource_driver(self, options: Mapping[str, str]) -> "DeviceDriver":
+        """Return a driver. ConfigurationError for an option that is unknown, missing or wrong."""
+        who = f"the {self.device_class} driver"
+        *own, common = option_parser.parse(options, self._kinds, who)
+        return DeviceDriver(self.device_class, self._enumerator(own), common, self._environment)
+
+    def _enumerator(self, own: Sequence[Any]) -> Callable[[float], Iterable[Device]]:
+        enumerate_devices = self._enumerate
+        if "deadline" in inspect.signature(enumerate_devices).parameters:
+            return lambda deadline: enumerate_devices(*own, deadline=deadline)
+        return lambda _: enumerate_devices(*own)
+
+
+def driver(
+    device_class: str, options: type | None = None, *, environment: Completing = dict
+) -> Callable[[Callable[..., Iterable[Device]]], DriverFactory]:
+    """Make a plugin of a function that returns all devices of a class that this host has.
+
+    `options` is a dataclass of the driver's own options; the function is called with an instance of it, else without an
+    argument. It may take its time, print nothing, and raise DiscoveryError if it cannot tell what is here. One with a
+    parameter `deadline` is told when (of `time.monotonic`) it must have given up, which one that waits needs.
+    `environment` is for variables that are more than the values of all devices with commas between: it is called with
+    those, and returns what the process gets.
+    """
+
+    def make(enumerate_devices: Callable[..., Iterable[Device]]) -> DriverFactory:
+        return DriverFactory(device_class, enumerate_devices, options, environment)
+
+    return make
+
+
+class DeviceDriver:
+    """Hands out the devices that a function enumerates."""
+
+    def __init__(
+        self,
+        device_class: str,
+        enumerate_devices: Callable[[float], Iterable[Device]],
+        options: Common,
+        environment: Completing = dict,
+    ) -> None:
+        self._class = device_class
+        self._enumerate = enumerate_devices
+        self._options = options
+        self._environment = environment
+        path = options.coordination_file or _default_file(device_class)
+        self._grants = Grants(Coordination(path, device_class, pause=self._pause))
+        self._now: Mapping[str, Device] = {}
+        self._seen = 0.0
+        self._told = False
+
+    @property
+    def coordination_file(self) -> str | None:
+        return self._grants.coordination.path if self._options.enable_coordination_mode else None
+
+    @property
+    def wait(self) -> float:
+        return self._options.wait
+
+    def retrieve_resource_info(self, amount: int) -> set[ExternalResourceInfo]:
+        """Return `amount` devices for this process. NotEnoughDevicesError says why there are not so many."""
+        if amount < 1:
+            raise ConfigurationError(f"the amount must be a positive integer, not {amount}")
+        deadline = time.monotonic() + self._options.timeout
+        devices = self._enumerated(deadline)
+        coordinated = self._options.enable_coordination_mode
+        if not (coordinated and self._options.wait):  # what is not usable now may be so once its owner is gone
+            devices = _usable(self._class, devices, amount)
+        chosen = self._claim(devices, amount, deadline) if coordinated else first(devices, (), amount)
+        return {DeviceInfo(device) for device in chosen}
+
+    def devices(self) -> list[ExternalResourceInfo]:
+        """Return all devices of this host; one that must not be handed out has the property `unusable`."""
+        return [DeviceInfo(device) for device in self._enumerated(time.monotonic() + self._options.timeout)]
+
+    def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
+        """Return the variables for a process that uses exactly these devices, in the order of their indices.
+
+        PluginError if there are none: such a process could not tell which devices are its own.
+        """
+        found: dict[str, list[str]] = {}
+        for info in sorted(infos, key=_order):
+            variables = info.environment if isinstance(info, DeviceInfo) else {}
+            if not variables:
+                raise PluginError(f"the {self._class} driver sets no variables for {info.get_property('index')}")
+            for name, value in variables.items():
+                found.setdefault(name, []).append(value)
+        return self._environment({name: ",".join(dict.fromkeys(values)) for name, values in found.items()})
+
+    def held(self, owner: Owner | None = None) -> Collection[Holding]:
+        return self._grants.coordination.held(owner)
+
+    def drop(self, which: Callable[[Holding], bool]) -> Collection[Holding]:
+        return self._grants.coordination.drop(which)
+
+    def close(self) -> None:
+        self._grants.close()
+
+    def keep_over_exec(self) -> Collection[str]:
+        return self._grants.keep_over_exec()
+
+    def _claim(self, devices: Sequence[Device], amount: int, deadline: float) -> Sequence[Device]:
+        self._see(devices)
+        self._told = False
+        return self._grants.claim(
+            devices,
+            amount,
+            until_children_exit=self._options.until_children_exit,
+            choose=self._choose,
+            suits=self._suits,
+            deadline=deadline,
+            wait=self._options.wait,
+        )
+
+    def _choose(self, free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
+        suitable = [device for device in free if self._suits(device)]
+        if len(suitable) < amount:
+            now = [self._now.get(device.index, device) for device in free]
+            raise NotEnoughDevicesError(
+                f"{amount} wanted, {len(suitable)} of {len(free)} free ones are usable ({_reasons(self._class, now)})"
+            )
+        return first(suitable, claims, amount)
+
+    def _suits(self, device: Device) -> bool:
+        now = self._now.get(device.index)
+        return now is not None and now.unusable is None
+
+    def _pause(self, seconds: float, reason: str) -> None:
+        """Wait, say once for whom, and see what has become of the devices meanwhile."""
+        if not self._told:
+            self._told = True
+            _log(f"waiting for {self._class}: {reason}")
+        time.sleep(seconds)
+        if time.monotonic() - self._seen > _FRESH:
+            self._see(self._enumerated(time.monotonic() + self._options.timeout))
+
+    def _see(self, devices: Sequence[Device]) -> None:
+        self._now = {device.index: device for device in devices}
+        self._seen = time.monotonic()
+
+    def _enumerated(self, deadline: float) -> list[Device]:
+        own = deadline - (1 - _OWN_SHARE) * self._options.timeout
+        found = _within(deadline, lambda: list(self._enumerate(own)), self._class)
+        names: set[str] = set()
+        for device in found:
+            if not isinstance(device, Device) or not device.index or not isinstance(device.index, str):
+                raise DiscoveryError(
+                    f"the {self._class} driver enumerated {device!r}, which is no Device with an index"
+                )
+            for name in {device.index, device.uuid or device.index}:
+                if name in names:
+                    raise DiscoveryError(f"the {self._class} driver enumerated two devices called {name!r}")
+                names.add(name)
+        return found
+
+
+def _log(message: str) -> None:
+    import logging
+
+    logging.getLogger("externalresource").warning(message)
+
+
+def _default_file(device_class: str) -> str:
+    return f"/var/tmp/externalresource-{device_class}-coordination"  # noqa: S108 - what is opened there is checked
+
+
+def _within(deadline: float, enumerate_devices: Callable[[], list[Device]], device_class: str) -> list[Device]:
+    """Return what the function returns. DiscoveryError if it fails, or is not done before `deadline`."""
+    found: list[list[Device]] = []
+    failed: list[BaseException] = []
+
+    def enumerate_them() -> None:
+        try:
+            found.append(enumerate_devices())
+        except BaseException as error:  # noqa: BLE001 - sys.exit in a thread would end in silence
+            failed.append(error)
+
+    began = time.monotonic()
+    thread = threading.Thread(target=enumerate_them, name=f"{device_class} devices", daemon=True)
+    thread.start()
+    thread.join(max(0.0, deadline - began))
+    if failed and isinstance(failed[0], ExternalResourceError):
+        raise failed[0]
+    if failed:
+        said = " ".join(str(failed[0]).split())
+        raise DiscoveryError(f"the {device_class} driver failed: {type(failed[0]).__name__}: {said}") from failed[0]
+    if not found:
+        raise DiscoveryError(
+            f"the {device_class} driver did not enumerate its devices within {time.monotonic() - began:.1f} s; see its "
+            "option timeout"
+        )
+    return found[0]
+
+
+def _usable(device_class: str, devices: Sequence[Device], amount: int) -> list[Device]:
+    usable = [device for device in devices if device.unusable is None]
+    if amount > len(devices):
+        raise NotEnoughDevicesError(f"{amount} wanted, this host has {len(devices)}")
+    if amount > len(usable):
+        raise NotEnoughDevicesError(
+            f"{amount} wanted, only {len(usable)} of {len(devices)} are usable ({_reasons(device_class, devices)})"
+        )
+    return usable
+
+
+def _reasons(device_class: str, devices: Iterable[Device]) -> str:
+    return "; ".join(f"{device_class} {device.index}: {device.unusable}" for device in devices if device.unusable)
+
+
+def _order(info: ExternalResourceInfo) -> tuple[int, str]:
+    index = info.get_property("index") or ""
+    return (int(index) if index.isdecimal() else sys.maxsize, index)

@@ -1,0 +1,128 @@
+"""From the name of a factory to a driver. Only what is named is imported."""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import cast
+
+import pluggy
+
+from externalresource.drivers.containment import Late, bounded
+from externalresource.drivers.contract import (
+    API_VERSION,
+    PROJECT,
+    ExternalResourceDriver,
+    ExternalResourceDriverFactory,
+)
+from externalresource.errors import ExternalResourceError, PluginError, cause, did_you_mean
+
+IMPORT_TIMEOUT = 60.0  # seconds: some libraries take long from a network's file system; who imports before is not bound
+
+
+def create_driver(
+    factory: str, options: Mapping[str, str], *, import_timeout: float = IMPORT_TIMEOUT
+) -> ExternalResourceDriver:
+    """Return the driver that a factory makes of these options.
+
+    `factory` is the entry point of an installed plugin (`gpu`, or Flink's class name for it), or an import path
+    (`package.module:Class`). Raises PluginError, which names plugin, entry point, distribution and cause; what the
+    factory itself raises of our errors comes through as it is.
+    """
+    name, find = _import_path(factory) if ":" in factory else _entry_point(factory)
+    create = hook(name, load(name, find, import_timeout))
+    try:
+        driver = create(options=options)
+    except ExternalResourceError:
+        raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise PluginError(f"{name} could not create a driver: {cause(error)}") from error
+    if driver is None:
+        raise PluginError(f"{name} created no driver: its create_external_resource_driver returned None")
+    return cast("ExternalResourceDriver", driver)
+
+
+def installed(name: str | None = None) -> list[EntryPoint]:
+    """Return the entry points of all plugins, or those of a name; once each, though a package may be found twice."""
+    found = entry_points(group=PROJECT) if name is None else entry_points(group=PROJECT, name=name)
+    points = {(point.name, distribution(point), point.value): point for point in found}
+    return [points[key] for key in sorted(points)]
+
+
+def load(name: str, find: Callable[[], object], timeout: float = IMPORT_TIMEOUT) -> object:
+    """Return the factory that is found; an instance, if that is a class. PluginError if it is not for us."""
+    try:
+        with bounded(timeout, f"the import of {name}"):
+            found = find()
+            plugin = found() if isinstance(found, type) else found
+    except KeyboardInterrupt:
+        raise
+    except Late:
+        raise PluginError(f"{name} could not be loaded: its import had not ended after {timeout:g} s") from None
+    except BaseException as error:  # SystemExit, and what libraries derive beside Exception: pyo3's PanicException
+        raise PluginError(f"{name} could not be loaded: {cause(error)}") from error
+    version = api_version(plugin)
+    if version not in (None, API_VERSION):
+        raise PluginError(
+            f"{name} was written for version {version!r} of the driver API, and this externalresource has version "
+            f"{API_VERSION}: install releases of the two that fit"
+        )
+    return plugin
+
+
+def hook(name: str, plugin: object) -> Callable[..., object]:
+    """Return what makes drivers, of a manager with this plugin alone: one refuses the same module under two names."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(ExternalResourceDriverFactory)
+    try:
+        manager.register(plugin, name=name)
+        manager.check_pending()  # a misspelt hook is found here, and not as a factory that created nothing
+    except pluggy.PluginValidationError as error:
+        raise PluginError(f"{name} does not fit: {cause(error)}") from error
+    create = manager.hook.create_external_resource_driver
+    if not create.get_hookimpls():
+        raise PluginError(
+            f"{name} is no factory: it has no create_external_resource_driver marked @externalresource.hookimpl"
+        )
+    return create
+
+
+def api_version(plugin: object) -> object:
+    """Return for which version of the driver API a plugin says that it was written, itself or its module; or None."""
+    module = sys.modules.get(getattr(plugin, "__module__", None) or "")
+    return getattr(plugin, "api_version", getattr(module, "api_version", None))
+
+
+def distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
+
+
+def _entry_point(factory: str) -> tuple[str, Callable[[], object]]:
+    named = installed(factory)  # of the others the metadata is not read
+    if not named:
+        known = sorted({point.name for point in installed()})
+        raise PluginError(
+            f"no installed plugin is called {factory!r} (installed: {', '.join(known) or 'none'}; an import path is "
+            f"written package.module:Class){did_you_mean(factory, known)}"
+        )
+    if len(named) > 1:
+        raise PluginError(
+            f"plugin {factory!r} is ambiguous: {' and '.join(map(distribution, named))} both provide it; "
+            f"uninstall one, or name the import path ({' or '.join(point.value for point in named)})"
+        )
+    [point] = named
+    return f"plugin {factory!r} (entry point {point.value} of {distribution(point)})", point.load
+
+
+def _import_path(factory: str) -> tuple[str, Callable[[], object]]:
+    module, _, attribute = factory.partition(":")
+
+    def find() -> object:
+        found: object = importlib.import_module(module)
+        for part in filter(None, attribute.split(".")):
+            found = getattr(found, part)
+        return found
+
+    return f"plugin {factory!r} (import path)", find

@@ -1,0 +1,290 @@
+"""What this host has for its TaskManagers: the devices, the masks over them, and the coordination file."""
+
+import os
+import stat
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+from externalresource.coordination import Coordination, Holding, in_container, pid_here, whereabouts
+from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, properties
+from externalresource.drivers.loading import create_driver
+from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, PluginError, cause
+from externalresource.flink.configuration import Written
+from externalresource.flink.doctor.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked
+from externalresource.flink.doctor.keys import (
+    ARGS,
+    GPU_FACTORY,
+    OUR_SCRIPT,
+    PATH,
+    amount,
+    args_evidence,
+    coordination_file,
+    is_flinks,
+    is_ours,
+    key,
+    text,
+)
+
+_GPU = "gpu"
+_FLINKS_FILE = "/var/tmp/flink-gpu-coordination"  # noqa: S108 - Flink's default
+_MASK, _ORDER, _PCI_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
+_CONTAINER_MASK = "NVIDIA_VISIBLE_DEVICES"
+_NO_DEVICE = ("", "none", "void")
+_SHOWN = 4  # devices or claims that evidence names
+
+_T = TypeVar("_T")
+
+
+class Ledger(NamedTuple):
+    """A coordination file, and how to ask it."""
+
+    path: str
+    held: Callable[[], Collection[Holding]]
+
+
+def driver(resource: Written | None) -> ExternalResourceDriver:
+    """Return what finds the devices of a resource, or of this host's GPUs if no resource is configured."""
+    if resource is None or is_flinks(resource):  # of which only that is known that they are GPUs
+        return create_driver(_GPU, {})
+    if not text(resource.driver_factory):
+        raise PluginError("it has no driver")
+    if not is_ours(resource):
+        raise PluginError("its discovery script is not ours, and does not show them")
+    read = (
+        [ARGS] if text(resource.driver_factory) == GPU_FACTORY else [name for name in resource.params if name != PATH]
+    )
+    options = {name: text(resource.params[name]) for name in read if name in resource.params}
+    return create_driver(text(resource.driver_factory), options)
+
+
+def ledger(resource: Written | None) -> Ledger | None:
+    """Return where the devices of a resource are coordinated; None if they are not, or nobody knows.
+
+    Raises ExternalResourceError if its options do not tell.
+    """
+    if resource is None:
+        found = create_driver(_GPU, {"enable-coordination-mode": "true"})
+    elif is_ours(resource):
+        found = driver(resource)
+    else:
+        path = coordination_file(resource, _FLINKS_FILE)
+        return Ledger(path, Coordination(path, _GPU).held) if path else None
+    path, held = getattr(found, "coordination_file", None), getattr(found, "held", None)
+    return Ledger(path, partial(_asked, held)) if path and held else None
+
+
+def _asked(ask: Callable[[], Iterable[_T]]) -> list[_T]:
+    """Return a driver's answer; PluginError if it breaks."""
+    try:
+        return list(ask())
+    except ExternalResourceError:
+        raise
+    except Exception as error:
+        raise PluginError(f"its driver failed: {cause(error)}") from error
+
+
+def devices(resource: Written | None, environment: Mapping[str, str], order: str | None) -> Iterator[Note]:
+    """Look whether the devices are here that each TaskManager is to have; `order` is the CUDA_DEVICE_ORDER of those."""
+    name = resource.name if resource else _GPU
+    try:
+        found = driver(resource)
+        listed = getattr(found, "devices", None)
+        infos = _asked(listed) if listed else None
+    except ConfigurationError as error:
+        yield _refused(name, resource, str(error))
+        return
+    except DiscoveryError as error:
+        yield Looked(f"devices of {name!r}")
+        yield _not_found(name, str(error), environment)
+        return
+    except ExternalResourceError as error:
+        yield NotLooked(f"devices of {name!r}", str(error))
+        return
+    if infos is None:
+        yield NotLooked(f"devices of {name!r}", "its driver does not show them")
+        return
+    yield Looked(f"devices of {name!r}")
+    yield from _too_few(name, resource, infos, environment)
+    if resource is None or text(resource.driver_factory) in (GPU_FACTORY, _GPU):
+        yield Looked("masks and device order")
+        yield from _order(infos, environment.get(_ORDER, order))
+        yield from _hidden(resource, environment)
+
+
+def coordination(resource: Written | None) -> Iterator[Note]:
+    """Look whether the coordination file can be used, and whether its owners are what they were."""
+    try:
+        found = ledger(resource)
+    except ExternalResourceError:  # devices() says so
+        return
+    if found is None:
+        name = resource.name if resource else _GPU
+        yield NotLooked(f"coordination file of {name!r}", "its script is not told to use one")
+        return
+    if not os.path.isabs(found.path):
+        why = f"{found.path} is relative: it is another file in each folder in which a TaskManager is started"
+        yield NotLooked("coordination file", why)
+        return
+    yield Looked(f"coordination file {found.path}")
+    yield from _foreign(found.path)
+    try:
+        held = found.held()
+    except PluginError as error:
+        yield NotLooked(f"claims in {found.path}", str(error))
+        return
+    except ExternalResourceError as error:
+        problem = "the coordination file cannot be used, so that no TaskManager gets a device"
+        remedy = (
+            f"see the evidence; a file that nobody needs may go once no TaskManager lives on this host: "
+            f"rm {found.path} {found.path}.lock"
+        )
+        yield Finding("coordination-file", ERROR, problem, str(error), remedy)
+        return
+    yield from _dead(found.path, _free(held))
+    for holding in held:
+        if holding.living and not holding.claim.details:  # a line of Flink's script, which has a pid and nothing else
+            yield from _taken_over(found.path, holding)
+
+
+def _refused(name: str, resource: Written | None, message: str) -> Finding:
+    where = args_evidence(resource) if resource and ARGS in resource.params else f"{name!r}"
+    problem = f"the discovery script of {name!r} refuses its options"
+    return Finding("options", ERROR, problem, f"{where}: {message}", f"see {OUR_SCRIPT} --help")
+
+
+def _not_found(name: str, message: str, environment: Mapping[str, str]) -> Finding:
+    mask = environment.get(_CONTAINER_MASK)
+    if mask in _NO_DEVICE:
+        return Finding(
+            "container-mask",
+            ERROR,
+            "this container was started without GPUs",
+            f"{_CONTAINER_MASK}={mask}; {message}",
+            "docker run --gpus all, or a limit nvidia.com/gpu for the container on Kubernetes",
+        )
+    remedy = "make nvidia-smi work for this user here, in a container as well; or look on the host of the TaskManagers"
+    return Finding("devices", ERROR, f"the devices of {name!r} cannot be found", message, remedy)
+
+
+def _too_few(
+    name: str, resource: Written | None, infos: Collection[ExternalResourceInfo], environment: Mapping[str, str]
+) -> Iterator[Finding]:
+    wanted = max(1, (amount(resource) if resource else None) or 1)
+    known = [properties(info) for info in infos]
+    reasons = {each.get("place") or each.get("index"): each.get("unusable") for each in known}
+    usable = sum(reason is None for reason in reasons.values())
+    if usable >= wanted:
+        return
+    if not infos:
+        yield _not_found(name, f"this host has no device of {name!r}", environment)
+        return
+    out: dict[str, list[str]] = {}
+    for device, reason in reasons.items():
+        if reason is not None:
+            out.setdefault(reason, []).append(device or "?")
+    masked = any(_MASK in reason for reason in out)
+    seen = [f"{', '.join(several)}: {reason}" for reason, several in out.items()][:_SHOWN]
+    asked = f"{key(resource, 'amount')}: {wanted}; " if resource else ""
+    yield Finding(
+        "container-mask" if masked else "devices",
+        ERROR,
+        f"{wanted} of {name!r} wanted for each TaskManager, {usable} of {len(infos)} on this host can be used",
+        asked + ("; ".join(seen) or f"this host has {len(infos)}"),
+        f"unset {_MASK} for the TaskManagers, or name more devices in it"
+        if masked
+        else "ask for less, or mend what speaks against the others (see externalresource discover)",
+    )
+
+
+def _order(infos: Collection[ExternalResourceInfo], order: str | None) -> Iterator[Finding]:
+    kinds = {known["name"]: known.get("index") for known in map(properties, infos) if _is_whole(known)}
+    if len(kinds) > 1 and order != _PCI_ORDER:
+        yield Finding(
+            "device-order",
+            WARNING,
+            "an index means one GPU to Flink and may mean another one to CUDA, which counts the fastest first",
+            f"GPUs of several kinds: {', '.join(sorted(kinds))}; {_ORDER} is {order or 'not set'}",
+            f"export {_ORDER}={_PCI_ORDER} for the TaskManagers (on Kubernetes and YARN "
+            f"containerized.taskmanager.env.{_ORDER}: {_PCI_ORDER})",
+        )
+
+
+def _is_whole(known: Mapping[str, str]) -> bool:
+    return "name" in known and "mig.profile" not in known
+
+
+def _hidden(resource: Written | None, environment: Mapping[str, str]) -> Iterator[Finding]:
+    mask = environment.get(_MASK)
+    if mask is not None and resource is not None and is_flinks(resource):
+        yield Finding(
+            "container-mask",
+            WARNING,
+            f"Flink's script hands out devices that {_MASK} hides: it does not look at it",
+            f"{_MASK}={mask} in the environment",
+            f"unset it for the TaskManagers, or use the script {OUR_SCRIPT}",
+        )
+
+
+def _foreign(path: str) -> Iterator[Finding]:
+    """Look whether this user may change the file: each script makes a new one beside it."""
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        problem = "the coordination file has no folder: no TaskManager gets a device"
+        yield Finding("coordination-file", ERROR, problem, f"{folder} is no folder", f"mkdir -p {folder}")
+        return
+    for place in (path, f"{path}.lock", folder):
+        if os.path.lexists(place) and not os.access(place, os.W_OK):
+            status = os.stat(place, follow_symlinks=False)
+            yield Finding(
+                "coordination-file",
+                ERROR,
+                "the coordination file is another user's: no TaskManager of this user gets a device",
+                f"{place} belongs to uid {status.st_uid} (mode {stat.S_IMODE(status.st_mode):04o}), this is uid "
+                f"{os.geteuid()}",
+                "run all TaskManagers as one user, or name a file in a folder that all of them may write: "
+                "--coordination-file /path",
+            )
+            return
+
+
+def _free(held: Collection[Holding]) -> list[Holding]:
+    """Return the claims of owners that have ended, and of which nobody has a share who lives."""
+    used = {holding.claim.token for holding in held if holding.living}
+    return [holding for holding in held if holding.share_of is None and holding.claim.token not in used]
+
+
+def _dead(path: str, dead: Collection[Holding]) -> Iterator[Finding]:
+    if not dead:
+        return
+    rows = [whereabouts.row(holding) for holding in dead]
+    shown = "; ".join(f"{row['device']} of pid {row['pid']}, since {row['since'] or '?'}" for row in rows[:_SHOWN])
+    more = f"; and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+    yield Finding(
+        "stale-claims",
+        WARNING,
+        "the coordination file has claims of processes that have ended: our script hands such devices out again, and "
+        "Flink's own may hand them out twice",
+        f"{path}: {shown}{more}",
+        f"externalresource release --dead --coordination-file {path}",
+    )
+
+
+def _taken_over(path: str, holding: Holding) -> Iterator[Finding]:
+    """Of Flink's script only a pid is known: somebody else has it now, or it means nothing here."""
+    device, pid = holding.claim.token, holding.owner.pid
+    program = whereabouts.row(holding)["program"]
+    if in_container() and pid_here(holding.owner) is None:
+        problem = f"device {device} may stay taken for good: its owner's pid means nothing in this container"
+    elif program not in (None, "java"):  # a TaskManager in Python may have run the script as well
+        problem = f"device {device} stays taken as long as {program} runs, which has its owner's pid"
+    else:
+        return
+    yield Finding(
+        "foreign-claims",
+        WARNING,
+        problem,
+        f"{path}: {holding.claim.line}, and pid {pid} is {program or 'unknown'}",
+        f"if pid {pid} is no TaskManager of yours: externalresource release --device {device} --force "
+        f"--coordination-file {path}",
+    )

@@ -1,0 +1,257 @@
+"""What a Flink configuration says that leaves its TaskManagers without devices. Pure: it sees settings, and no file.
+
+Flink warns of most of this in the log of each TaskManager at most, and starts.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from externalresource.errors import nearest
+from externalresource.flink import configuration
+from externalresource.flink.config_files import Setting
+from externalresource.flink.configuration import Written
+from externalresource.flink.doctor.findings import ERROR, WARNING, Finding
+
+Settings = Mapping[str, Setting]
+
+GPU_FACTORY = "org.apache.flink.externalresource.gpu.GPUDriverFactory"
+PATH, ARGS = "discovery-script.path", "discovery-script.args"
+DEFAULT_SCRIPT = "plugins/external-resource-gpu/nvidia-gpu-discovery.sh"
+OUR_SCRIPT = "nvidia-gpu-discovery"
+COORDINATE, COORDINATION_FILE = "--enable-coordination-mode", "--coordination-file"
+_STOCK_OPTIONS = (COORDINATE, COORDINATION_FILE)
+_MISSPELT = "--enable-coordination"  # as Flink's documentation has it
+_GLUED = re.compile(r"--?[\w-]*[^\s=-]--[a-z]\S*|--coordination-file/\S*")
+
+
+def text(setting: Setting | None) -> str:
+    """Return a value as it stands there."""
+    return "" if setting is None or setting.value is None else str(setting.value)
+
+
+def key(resource: Written, suffix: str) -> str:
+    """Return a key of a resource in full."""
+    return f"external-resource.{resource.name}.{suffix}"
+
+
+def evidence(key: str, setting: Setting) -> str:
+    """Return a setting with its place."""
+    return f"{setting.where}{key}: {text(setting)}"
+
+
+def args_evidence(resource: Written) -> str:
+    """Return the arguments of the discovery script with their place."""
+    return evidence(key(resource, f"param.{ARGS}"), resource.params[ARGS])
+
+
+def script_path(resource: Written) -> str:
+    """Return the discovery script by Flink's default where none is named."""
+    return text(resource.params.get(PATH)) or DEFAULT_SCRIPT
+
+
+def is_ours(resource: Written) -> bool:
+    """Return whether this project finds the devices, by its script or a driver: it names wrong options itself."""
+    if script_path(resource).rpartition("/")[2] == OUR_SCRIPT:
+        return True
+    return PATH not in resource.params and text(resource.driver_factory) not in ("", GPU_FACTORY)
+
+
+def is_flinks(resource: Written) -> bool:
+    """Return whether the discovery script is Flink's own, of which the options are known."""
+    has_script = PATH in resource.params or text(resource.driver_factory) == GPU_FACTORY
+    return has_script and not is_ours(resource) and script_path(resource).endswith("/nvidia-gpu-discovery.sh")
+
+
+def coordination_file(resource: Written, default: str) -> str | None:
+    """Return the file that the script is told to use; None if it is told none, or `default` without a name for it."""
+    words = text(resource.params.get(ARGS)).split()
+    if COORDINATE not in words:
+        return None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == COORDINATION_FILE and following:
+            return following
+    return default
+
+
+def amount(resource: Written) -> int | None:
+    """Return the amount as Java reads it, also one below 1; None if it is none."""
+    written = text(resource.amount)
+    return int(written) if re.fullmatch("[+-]?[0-9]{1,18}", written) else None
+
+
+def are_mangled(resource: Written) -> bool:
+    """Return whether the arguments have lost their blanks or kept their quotes, so that our script refuses them."""
+    return any(True for check in (_blanks, _quotes) for _ in check(resource))
+
+
+def asks_for_nothing(settings: Settings) -> bool:
+    """Return whether the list of resources is missing, or is meant to be empty."""
+    listed = settings.get("external-resources")
+    return text(listed) in ("", "none", "[]")
+
+
+def findings(settings: Settings, place: str) -> Iterator[Finding]:
+    """Yield what is wrong with the settings; `place` is the file that has them."""
+    resources = configuration.written(settings)
+    yield from _not_listed(settings, resources, place)
+    yield from _several(settings, resources)
+    for resource in resources:
+        for check in _CHECKS:
+            yield from check(resource)
+
+
+def _not_listed(settings: Settings, resources: Sequence[Written], place: str) -> Iterator[Finding]:
+    lost = configuration.unlisted(settings)
+    listed = settings.get("external-resources")
+    seen = evidence("external-resources", listed) if listed else f"{place}: external-resources is not set"
+    if not lost and asks_for_nothing(settings):
+        yield Finding("not-listed", ERROR, "Flink is asked for no resource at all", seen, "external-resources: gpu")
+    for name, own in lost.items():
+        names = ";".join([*(resource.name for resource in resources), name])
+        yield Finding(
+            "not-listed",
+            ERROR,
+            f"the keys of {name!r} count for nothing: external-resources does not list it",
+            f"{evidence(own, settings[own])}; {seen}",
+            f"external-resources: {names}",
+        )
+
+
+def _several(settings: Settings, resources: Sequence[Written]) -> Iterator[Finding]:
+    """Flink quotes `a;b` for a shell that is not there, and its TaskManagers know one resource of that very name."""
+    if len(resources) < 2 or _has_shell(settings) or not any(map(_is_java, resources)):  # noqa: PLR2004 - "several"
+        return
+    names = ";".join(resource.name for resource in resources)
+    yield Finding(
+        "several-resources",
+        WARNING if all(resource.forwarded for resource in resources) else ERROR,
+        "of two resources a standalone TaskManager has none: Flink puts the list in quotes that nobody removes",
+        f"{evidence('external-resources', resources[0].listed)}; a TaskManager is started with "
+        f'-D external-resources="{names}", and looks for one resource of that name',
+        "list one resource on standalone and Docker clusters (on Kubernetes and YARN a shell removes the quotes)",
+    )
+
+
+def _has_shell(settings: Settings) -> bool:
+    """Return whether TaskManagers are started by Kubernetes or YARN, in containers that Flink asks for."""
+    target = text(settings.get("execution.target"))
+    return target.startswith(("kubernetes", "yarn")) or "kubernetes.cluster-id" in settings
+
+
+def _is_java(resource: Written) -> bool:
+    """Return whether the driver is one of Flink, and not of a TaskManager in Python."""
+    factory = text(resource.driver_factory)
+    return not factory or ("." in factory and ":" not in factory)
+
+
+def _amount(resource: Written) -> Iterator[Finding]:
+    name = key(resource, "amount")
+    if resource.amount is None:
+        yield Finding(
+            "amount",
+            ERROR,
+            f"Flink passes {resource.name!r} over: it has no amount",
+            f"{evidence('external-resources', resource.listed)}, and {name} is not set",
+            f"{name}: 1",
+        )
+        return
+    number = amount(resource)
+    if number is not None and number > 0:
+        return
+    consequence = "no TaskManager starts" if number is None else "Flink passes the resource over"
+    yield Finding(
+        "amount",
+        ERROR,
+        f"the amount of {resource.name!r} is no positive integer: {consequence}",
+        evidence(name, resource.amount),
+        f"{name}: 1",
+    )
+
+
+def _factory(resource: Written) -> Iterator[Finding]:
+    if text(resource.driver_factory).strip():
+        return
+    name = key(resource, "driver-factory.class")
+    yield Finding(
+        "factory",
+        WARNING if resource.forwarded else ERROR,
+        f"Flink advertises {resource.name!r}, and tells no operator which devices those are: it has no driver",
+        f"{evidence('external-resources', resource.listed)}, and {name} is not set",
+        f"{name}: the class of its driver ({GPU_FACTORY} for GPUs)",
+    )
+
+
+def _flags(resource: Written) -> Iterator[Finding]:
+    """Flink's script passes over what it does not know. Another one may do so, or know what Flink documents."""
+    words = text(resource.params.get(ARGS)).split()
+    if is_ours(resource):
+        return
+    for word in words:
+        if word == _MISSPELT and COORDINATE in words:
+            continue
+        if is_flinks(resource) and word.startswith("-") and not _is_known(word):
+            consequence = "every TaskManager gets the same devices" if "coord" in word else "it does nothing"
+            problem = f"the discovery script does not know {word}, and ignores it without a word: {consequence}"
+            yield _flag(resource, word, ERROR, problem)
+        elif word == _MISSPELT and not is_flinks(resource):
+            problem = f"a script may ignore {word}, as Flink's does: then all TaskManagers get the same devices"
+            yield _flag(resource, word, WARNING, problem)
+
+
+def _flag(resource: Written, word: str, severity: str, problem: str) -> Finding:
+    near = nearest(word, _STOCK_OPTIONS)
+    return Finding(
+        "coordination-flag",
+        severity,
+        problem,
+        args_evidence(resource),
+        (f"write {near} instead of {word}" if near else f"remove {word}")
+        + f", or use the script {OUR_SCRIPT}, which knows both spellings and refuses the rest",
+    )
+
+
+def _is_known(word: str) -> bool:
+    return word in _STOCK_OPTIONS or bool(_GLUED.fullmatch(word))  # of those that are glued blanks() tells
+
+
+def _blanks(resource: Written) -> Iterator[Finding]:
+    glued = [word for word in text(resource.params.get(ARGS)).split() if _GLUED.fullmatch(word)]
+    if glued:
+        yield Finding(
+            "lost-blanks",
+            ERROR,
+            f"the arguments have lost their blanks, so that {glued[0]} is one option that no script knows",
+            args_evidence(resource),
+            "Flink's Docker image removes all blanks from FLINK_PROPERTIES: write the configuration into a file that "
+            f"is mounted there, or use {OUR_SCRIPT} and its options in the environment: "
+            "EXTERNALRESOURCE_GPU_ENABLE_COORDINATION_MODE=true, EXTERNALRESOURCE_GPU_COORDINATION_FILE=/path",
+        )
+
+
+def _unread(resource: Written) -> Iterator[Finding]:
+    """Flink's own driver reads two params; that of this project takes the script's options as well."""
+    if text(resource.driver_factory) == GPU_FACTORY:
+        for param in resource.params.keys() - {PATH, ARGS}:
+            value = text(resource.params[param])
+            yield Finding(
+                "unread-option",
+                WARNING,
+                f"Flink does not read param.{param}: only TaskManagers in Python do",
+                evidence(key(resource, f"param.{param}"), resource.params[param]),
+                f"{key(resource, f'param.{ARGS}')}: --{param}" + ("" if value == "true" else f" {value}"),
+            )
+
+
+def _quotes(resource: Written) -> Iterator[Finding]:
+    found = re.search(r"""["'\\$*~]""", text(resource.params.get(ARGS)))
+    if found and text(resource.driver_factory) == GPU_FACTORY:
+        yield Finding(
+            "quotes",
+            ERROR,
+            f"no shell reads the arguments: Flink splits them at blanks, and passes {found[0]} on as it is",
+            args_evidence(resource),
+            "write them without quotes and variables; a value must have no blank",
+        )
+
+
+_CHECKS: tuple[Callable[[Written], Iterator[Finding]], ...] = (_amount, _factory, _flags, _blanks, _quotes, _unread)

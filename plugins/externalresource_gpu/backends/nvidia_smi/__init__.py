@@ -1,0 +1,1 @@
+"""The GPUs as nvidia-smi lists them."""

@@ -1,0 +1,1 @@
+"""The GPUs as NVML lists them."""

@@ -1,0 +1,1 @@
+"""The discovery script `nvidia-gpu-discovery`."""

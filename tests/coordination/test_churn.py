@@ -1,0 +1,82 @@
+"""The churn that benchmarks/churn.py measures, as a test; and its observer, which must not err."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from observer import Life, Outcome, doubles, unjust_refusals
+
+_CHURN = Path(__file__).parents[2] / "benchmarks" / "churn.py"
+
+# Asked at 1, had GPU 0 at 2, lived at 8 for certain, and was dead at 9 for certain.
+FIRST = Life(Outcome.GRANTED, asked=1, answered=2, lived=8, died=9, device=0)
+REFUSED = Life(Outcome.REFUSED, asked=10, answered=12, lived=13, died=14)
+
+
+def test_no_device_is_in_two_hands_lost_or_kept_back_while_owners_come_and_are_killed() -> None:
+    command = [sys.executable, str(_CHURN), "--script", "ours", "--gpus", "4", "--owners", "8", "--rounds", "40"]
+    done = subprocess.run([*command, "--runs", "1"], check=False, capture_output=True, text=True, timeout=240)
+    found = re.search(
+        r"^ours, all shapes: (\d+) grants, (\d+) of them double .*, (\d+) GPUs lost, \d+ refusals, "
+        r"(\d+) of them while a GPU was free, (\d+) failures$",
+        done.stdout,
+        re.MULTILINE,
+    )
+    assert found is not None, done.stderr
+    grants, *wrong = map(int, found.groups())
+    assert wrong == [0, 0, 0, 0], done.stdout
+    assert grants > 100
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("second", "is_double"),
+    [
+        (replace(FIRST, asked=3, answered=5, lived=6, died=7), True),
+        (replace(FIRST, asked=3, answered=5, lived=10, died=11), True),
+        (replace(FIRST, asked=3, answered=5, lived=10, died=11, device=1), False),
+        (replace(FIRST, asked=7, answered=8.5, lived=10, died=11), False),  # it may have been dead by then
+        (replace(FIRST, asked=9, answered=10, lived=11, died=12), False),
+    ],
+)
+def test_grant_is_double_if_another_owner_of_the_device_provably_lives(second: Life, *, is_double: bool) -> None:
+    assert doubles([second, FIRST]) == [second] * is_double
+
+
+def test_grant_is_double_also_beside_an_owner_that_outlived_the_one_between() -> None:
+    lives = [
+        replace(FIRST, answered=2, lived=20),
+        replace(FIRST, answered=3, lived=4),
+        replace(FIRST, answered=10, lived=11),
+    ]
+    assert doubles(lives) == lives[1:]
+
+
+def test_unknown_devices_of_killed_scripts_are_not_counted_as_doubles() -> None:
+    assert doubles([FIRST, replace(FIRST, outcome=Outcome.KILLED, device=None, answered=3)]) == []
+
+
+@pytest.mark.parametrize(
+    ("others", "is_unjust"),
+    [
+        ([], True),
+        ([FIRST], True),  # which was dead before
+        ([replace(FIRST, died=10.5)], False),
+        ([replace(FIRST, asked=11, answered=13, lived=14, died=15)], False),
+        ([replace(FIRST, asked=13, answered=14, lived=15, died=16)], True),
+        ([replace(FIRST, outcome=Outcome.KILLED, device=None, died=20)], False),
+        ([replace(FIRST, outcome=Outcome.FAILED, device=None, died=20)], False),
+        ([replace(REFUSED, answered=11)], True),
+    ],
+)
+def test_refusal_is_unjust_if_the_gpu_was_provably_free_all_the_time(others: list[Life], *, is_unjust: bool) -> None:
+    assert (REFUSED in unjust_refusals([*others, REFUSED], gpus=1)) == is_unjust
+
+
+def test_one_device_that_came_into_two_hands_while_one_asked_is_one_device() -> None:
+    others = [replace(FIRST, died=10.5), replace(FIRST, asked=11, answered=11.5, lived=20, died=21)]
+    assert unjust_refusals([*others, REFUSED], gpus=2) == [REFUSED]

@@ -1,0 +1,45 @@
+"""A library that stands in for NVML beneath the real pynvml: tests/gpu/nvml_stub.c, compiled."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from externalresource_gpu.backends.nvml.backend import Nvml
+
+
+def compiled(directory: Path, *options: str) -> Path:
+    """Return the directory, with the library in it; skip where there is no compiler."""
+    if not (gcc := shutil.which("gcc")):
+        pytest.skip("gcc is missing: NVML cannot be stood in for")
+    flags = ["-shared", "-fPIC", "-O1", "-Wl,-soname,libnvidia-ml.so.1", *options]
+    source = Path(__file__).with_suffix(".c")
+    subprocess.run([gcc, *flags, "-o", directory / "libnvidia-ml.so.1", source], check=True)
+    return directory
+
+
+class Stub:
+    """Makes backends that meet the real pynvml on a library that behaves as told; this process never loads it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, library: Path, bound: Path) -> None:
+        self._monkeypatch, self._library = monkeypatch, library
+        self.bound = bound
+
+    def behave(self, *words: str, count: int = 2, library: Path | None = None, driver: str = "590.48.01") -> None:
+        """Let NVML behave so for whoever is started from here on."""
+        variables = {
+            "LD_LIBRARY_PATH": str(library or self._library),
+            "STUB_NVML": ",".join(words),
+            "STUB_NVML_COUNT": str(count),
+            "STUB_NVML_DRIVER": driver,
+        }
+        for name, value in variables.items():
+            self._monkeypatch.setenv(name, value)
+
+    def __call__(
+        self, *words: str, count: int = 2, library: Path | None = None, driver: str = "590.48.01", **asked: bool
+    ) -> Nvml:
+        self.behave(*words, count=count, library=library, driver=driver)
+        return Nvml(sys.executable, str(self.bound), **asked)
