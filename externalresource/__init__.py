@@ -5,6 +5,8 @@ The public names are resolved when they are first used (PEP 562): importing this
 PYTEST_DONT_REWRITE: pytest marks all packages beside its plugin, and warns of those that are imported already.
 """
 
+from externalresource.faces import face
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from externalresource.api import (
@@ -60,15 +62,4 @@ _HOME = {
         "api",
     ),
 }
-
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = face(__name__, {name: _HOME.get(name, "errors") for name in __all__})

@@ -3,10 +3,10 @@
 The names are resolved when they are first used (PEP 562): a driver pays for what it needs.
 """
 
+from externalresource.faces import face
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from externalresource.coordination.own_claims import Grants
     from externalresource.drivers.child import Child, Overdue
     from externalresource.drivers.contract import (
@@ -58,39 +58,14 @@ __all__ = [
     "run_script",
 ]
 
+_HOME = {
+    **dict.fromkeys(("Child", "Overdue"), "drivers.child"),
+    **dict.fromkeys(("Device", "DeviceInfo", "driver"), "drivers.enumerated"),
+    **dict.fromkeys(("Ended", "find_script", "run_script"), "drivers.discovery_script"),
+    "Grants": "coordination.own_claims",
+    "Option": "drivers.options",
+}
 
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(_home(name), name)
-
-
-def _home(name: str) -> "ModuleType":
-    """Return the room of a name. No importlib: the GPU's discovery script comes here before nvidia-smi is started."""
-    if name in ("Child", "Overdue"):
-        from externalresource.drivers import child
-
-        return child
-    if name in ("Device", "DeviceInfo", "driver"):
-        from externalresource.drivers import enumerated
-
-        return enumerated
-    if name == "Grants":
-        from externalresource.coordination import own_claims
-
-        return own_claims
-    if name in ("Ended", "find_script", "run_script"):
-        from externalresource.drivers import discovery_script
-
-        return discovery_script
-    if name == "Option":
-        from externalresource.drivers import options
-
-        return options
-    from externalresource.drivers import contract
-
-    return contract
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = face(
+    __name__, {name: _HOME.get(name, "drivers.contract") for name in __all__}, root="externalresource"
+)

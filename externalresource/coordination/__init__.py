@@ -1,5 +1,7 @@
 """Who holds which device of this host: the coordination file, the processes in it, their queue."""
 
+from externalresource.faces import face
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from externalresource.coordination.claims import (
@@ -64,15 +66,4 @@ _HOME = {
     "identify": "process",
     "Choose": "request",
 }
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = face(__name__, _HOME)

@@ -1,5 +1,7 @@
 """The tests that every driver passes: its author inherits them. See docs/write-a-driver.md."""
 
+from externalresource.faces import face
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from externalresource.testing.conformance import Bench, DriverConformance
@@ -10,15 +12,4 @@ _HOME = {
     "Bench": "conformance",
     "DriverConformance": "conformance",
 }
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = face(__name__, _HOME)

@@ -1,0 +1,19 @@
+"""The face of a package: its public names, each imported when it is first used (PEP 562)."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    _Face = tuple[Callable[[str], object], Callable[[], list[str]]]
+
+
+def face(package: str, homes: "Mapping[str, str]", *, root: str | None = None) -> "_Face":
+def face(package: str, homes: "Mapping[str, str]", *, root: str | None = None) -> "_Face":
+
+    def resolve(name: str) -> object:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        # Not importlib, whose own import would cost the discovery script a millisecond.
+        return getattr(__import__(f"{root or package}.{homes[name]}", fromlist=[name]), name)
+
+    return resolve, lambda: sorted(homes)
