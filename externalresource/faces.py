@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def face(package: str, homes: "Mapping[str, str]", *, root: str | None = None) -> "_Face":
-def face(package: str, homes: "Mapping[str, str]", *, root: str | None = None) -> "_Face":
+    """Return `__getattr__` and `__dir__` for a package; `homes` tells the module of each name, in `root`."""
 
     def resolve(name: str) -> object:
         if name not in homes:
