@@ -5,12 +5,14 @@ pid, the moment it started, the boot, and the namespaces in which those two numb
 proven counts as living: a device held too long is a nuisance, a device given twice is a disaster.
 """
 
+import functools
 import os
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from externalresource.errors import CoordinationError
 
+_STAT_SIZE = 4096  # bytes, of which /proc/PID/stat fills a tenth
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO in the kernel: the inode is the same on every machine
 
 
@@ -190,10 +192,15 @@ def _ended(stat: _Stat) -> bool:
 
 def _stat(pid: int) -> _Stat | None:
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            head, _, tail = file.read().rpartition(b")")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)  # half the time of a file object
+    except (FileNotFoundError, PermissionError):
         return None
+    try:
+        head, _, tail = os.read(descriptor, _STAT_SIZE).rpartition(b")")
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(descriptor)
     fields = tail.split()
     program = head.partition(b"(")[2].decode("utf-8", "replace")
     return _Stat(program, fields[0].decode(), int(fields[17]), int(fields[19]))
@@ -211,6 +218,7 @@ def _pidfd_inode(pid: int) -> int | None:
         os.close(descriptor)
 
 
+@functools.cache  # the kernel makes it once
 def _anonymous_device() -> int:
     """Return the device of the inode that all pidfds shared before they had a file system of their own."""
     descriptor = os.eventfd(0)

@@ -158,11 +158,25 @@ def test_who_asks_twice_gets_further_devices(path: str) -> None:
     assert tokens(claim(path, 2, gpus(3))) == ["1", "2"]
 
 
-def test_dead_owners_line_stays_while_enough_is_free(path: str) -> None:
-    Path(path).write_text("0 999999999\n", encoding="ascii")
-    assert tokens(claim(path, 1, gpus(2))) == ["1"]
-    assert content(path).startswith("0 999999999\n")
-    assert tokens(claim(path, 1, gpus(2))) == ["0"]
+def test_dead_owner_is_struck_out_before_devices_are_chosen(path: str) -> None:
+    seen = []
+
+    def choose(free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
+        seen.append((tokens(free), [claim.token for claim in claims]))
+        return free[:amount]
+
+    Path(path).write_text("1 999999999\n", encoding="ascii")
+    assert tokens(Coordination(path, "gpu").claim(gpus(3), 1, me(), choose=choose)) == ["0"]
+    assert seen == [(["0", "1", "2"], [])]
+    assert "999999999" not in content(path)
+
+
+def test_beyond_some_hundred_claims_the_dead_stay_while_enough_is_free(path: str) -> None:
+    dead = "".join(f"{index} 999999999\n" for index in range(300))
+    Path(path).write_text(dead, encoding="ascii")
+    assert tokens(claim(path, 1, gpus(301))) == ["300"]
+    assert content(path).startswith(dead)
+    assert tokens(claim(path, 1, gpus(301))) == ["0"]
     assert "999999999" not in content(path)
 
 
@@ -171,13 +185,13 @@ def test_each_owner_is_looked_at_once(path: str) -> None:
 
     def gone(who: Owner, here: Observer) -> bool:
         looked.append(who.pid)
-        return True
+        return False
 
     shared = Coordination(path, "gpu", gone=gone)
-    shared.claim(gpus(3), 2, made_up(7))
-    shared.claim(gpus(3), 1, made_up(8))
-    assert looked == []
-    shared.claim(gpus(3), 3, made_up(9))
+    shared.claim(gpus(4), 2, made_up(7))
+    shared.claim(gpus(4), 1, made_up(8))
+    looked.clear()
+    shared.claim(gpus(4), 1, made_up(9))
     assert sorted(looked) == [7, 8]
 
 
@@ -370,11 +384,9 @@ def test_choice_may_refuse_what_is_free(path: str) -> None:
     assert (message, content(path)) == ("only the first will do", before)
 
 
-def test_choice_that_refuses_what_is_free_is_asked_again_with_what_the_dead_held(path: str, start: Start) -> None:
-    owner = start(lambda: claim(path, 1, gpus(1)))
-    owner.result()
-    owner.kill()
-    assert tokens(Coordination(path, "gpu").claim(gpus(2), 1, me(), choose=only_the_first)) == ["0"]
+def test_choice_that_refuses_what_is_free_is_asked_again_with_what_the_dead_held(path: str) -> None:
+    Path(path).write_text("".join(f"{index} 999999999\n" for index in range(300)), encoding="ascii")
+    assert tokens(Coordination(path, "gpu").claim(gpus(301), 1, me(), choose=only_the_first)) == ["0"]
 
 
 def test_choice_that_fails_grants_nothing_and_frees_the_lock(path: str) -> None:
@@ -523,9 +535,10 @@ def test_giving_back_nothing_does_not_touch_the_file(path: str) -> None:
 
 
 def test_giving_back_leaves_dead_owners_alone(path: str) -> None:
-    Path(path).write_text("1 999999999\n", encoding="ascii")
-    shared = Coordination(path, "gpu")
-    shared.release(shared.claim(gpus(1), 1, me()), me())
+    claimed = claim(path, 1, gpus(1))
+    with open(path, "a", encoding="ascii") as file:
+        file.write("1 999999999\n")
+    Coordination(path, "gpu").release(claimed, me())
     assert content(path) == "1 999999999\n"
 
 

@@ -149,13 +149,13 @@ def test_killed_container_frees_its_devices(
     assert len(folder.witnesses()) == asker_is_a_container  # of the dead one nothing is left
 
 
-def test_dead_claim_that_nobody_needed_yet_stays_one_that_can_be_freed(folder: Folder, started: Started) -> None:
+def test_claim_of_a_killed_container_stays_until_somebody_asks(folder: Folder, started: Started) -> None:
     dead, living = container(started), container(started)
     assert granted(dead.tell("script", *folder.script(1, 2))) == "0"
     dead.kill()
-    assert granted(living.tell("script", *folder.script(1, 2))) == "1"  # looks at no owner
-    assert folder.states() == ["dead", "living"]
-    wait_until(lambda: not is_refused(living.tell("script", *folder.script(1, 2))))
+    wait_until(lambda: folder.states() == ["dead"])
+    assert granted(living.tell("script", *folder.script(1, 2))) == "0"
+    assert folder.states() == ["living"]
 
 
 @pytest.mark.parametrize("asker_is_a_container", [True, False], ids=["another container", "the host"])
