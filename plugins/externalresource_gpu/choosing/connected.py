@@ -1,7 +1,6 @@
-"""The best-connected set of devices. Pure, and quick: devices with the same links are one.
+"""The best-connected set of devices. Pure: all sets are compared, and devices with the same links are one.
 
-It is exact for up to 16 GPUs however they are connected (40 ms at most; 1 ms on machines that are built), and for more
-where there is an order in their links.
+It is exact for up to 16 GPUs however they are connected, and for more where there is an order in their links.
 
 A set is judged by its worst link; then by the sum of its links; then by what it cuts off from the devices that stay,
 and by the best sets among these; then by the order in which the devices were offered.
@@ -18,9 +17,11 @@ if TYPE_CHECKING:
 
     #: Devices by their place among those that were offered.
     Places = list[int]
+    #: How many members of which nodes.
+    Members = tuple[tuple[int, int], ...]
 
 _MOST = 64  # GPUs that are compared with each other; no host has more
-_PATIENCE = 4_000  # steps of a search, 10 us each; of what takes longer the best until then is taken
+_PATIENCE = 25_000  # steps, 3 us each: enough for all sets of 16. Of what takes longer the best until then is taken
 _TIES = 16  # equally good sets that are told apart by what they leave
 
 
@@ -32,140 +33,71 @@ def closest(devices: "Sequence[Device]", amount: int, links: "Links") -> "Places
     if amount >= len(devices):
         return list(range(len(devices)))
     graph = _graph(devices, links)
-    if graph is None:
-        return None
-    return _Search(graph, amount, graph.best_worst(amount, graph.sizes)).best()
+    return None if graph is None else graph.best(amount)
 
 
 class _Graph:
-    """The devices; those that are equally close to all others are one node of several members."""
+    """The devices; those that are equally close to all others are one node of several members, the largest first."""
 
     def __init__(self, members: "Sequence[Places]", ranks: "Sequence[Sequence[int]]") -> None:
-        self.members = members
+        self._members = members
         #: How close two nodes are; of a node and itself: two of its members.
-        self.ranks = ranks
-        self.sizes = [len(places) for places in members]
-        self.levels = sorted({rank for row in ranks for rank in row}, reverse=True)
+        self._ranks = ranks
+        self._sizes = [len(places) for places in members]
+        #: How close a member of each node is to all other devices, in sum.
+        self._outer = [sum(map(int.__mul__, self._sizes, row)) - row[node] for node, row in enumerate(ranks)]
+        #: So large that what is cut off never outweighs a link of the set.
+        self._scale = sum(map(int.__mul__, self._sizes, self._outer)) + 1
+        self._levels = sorted({rank for row in ranks for rank in row}, reverse=True)
 
-    def near(self, rank: int) -> list[int]:
-        """Return for each node, as bits, the others that are no less close."""
-        return [
-            sum(1 << other for other, its in enumerate(row) if its >= rank and other != one)
-            for one, row in enumerate(self.ranks)
-        ]
+    def best(self, amount: int) -> "Places":
+        worst = self._worst(amount, self._sizes)
+        sets = list(self._sets(worst, amount, self._sizes))
+        most = max(value for value, _ in sets)
+        ties = sorted((self._places(chosen), chosen) for value, chosen in sets if value == most)[:_TIES]
+        return max(ties, key=lambda tie: self._left(tie[1]))[0] if len(ties) > 1 else ties[0][0]
 
-    def usable(self, rank: int, sizes: "Sequence[int]") -> list[int]:
-        """Return how many members of each node are no less close to each other."""
-        return [size if self.ranks[one][one] >= rank else min(size, 1) for one, size in enumerate(sizes)]
-
-    def best_worst(self, amount: int, sizes: "Sequence[int]") -> int:
+    def _worst(self, amount: int, sizes: "Sequence[int]") -> int:
         """Return how close the two least close are, in the set of `amount` in which that is best."""
-        for rank in self.levels:
-            if _Clique(self.near(rank), self.usable(rank, sizes)).exists((1 << len(sizes)) - 1, amount):
-                return rank
-        return 0
+        return next((rank for rank in self._levels if any(self._sets(rank, amount, sizes))), 0)
 
-    def best_left(self, taken: dict[int, int]) -> list[int]:
-        """Return the same for the largest power of two that stays if these are taken, its half, and so on."""
-        sizes = [size - taken.get(node, 0) for node, size in enumerate(self.sizes)]
-        return [self.best_worst(1 << power, sizes) for power in range(sum(sizes).bit_length() - 1, 0, -1)]
+    def _sets(self, rank: int, amount: int, sizes: "Sequence[int]") -> "Iterator[tuple[int, Members]]":
+        """Yield the sets of `amount` in which no two are less close, each with its value."""
+        usable = [size if self._ranks[node][node] >= rank else min(size, 1) for node, size in enumerate(sizes)]
+        nodes = [node for node, size in enumerate(sizes) if size]
+        steps = iter(range(_PATIENCE))
 
+        def extended(
+            value: int, chosen: "Members", amount: int, nodes: list[int], gains: "Sequence[int]"
+        ) -> "Iterator[tuple[int, Members]]":
+            """`gains` is what one more member of each node adds to the value."""
+            for place, node in enumerate(nodes):
+                row = self._ranks[node]
+                near = [other for other in nodes[place + 1 :] if row[other] >= rank] if amount > 1 else []
+                least = max(amount - sum([usable[other] for other in near]), 1)
+                for number in range(min(usable[node], amount), least - 1, -1):
+                    if next(steps, None) is None:
+                        return
+                    taken = *chosen, (node, number)
+                    worth = value + number * gains[node] + number * (number - 1) // 2 * row[node] * self._scale
+                    if number == amount:
+                        yield worth, taken
+                    else:
+                        step = number * self._scale
+                        more = [gain + step * link for gain, link in zip(gains, row, strict=True)]
+                        yield from extended(worth, taken, amount - number, near, more)
 
-class _Clique:
-    """Looks for members that are all near to each other."""
+        return extended(0, (), amount, nodes, [-outer for outer in self._outer])
 
-    def __init__(self, near: "Sequence[int]", usable: "Sequence[int]") -> None:
-        self._near, self._usable = near, usable
-        self._steps = 0
+    def _left(self, chosen: "Members") -> list[int]:
+        """Return the worst link of the best set that stays, of the largest power of two, its half, and so on."""
+        sizes = list(self._sizes)
+        for node, number in chosen:
+            sizes[node] -= number
+        return [self._worst(1 << power, sizes) for power in range(sum(sizes).bit_length() - 1, 0, -1)]
 
-    def exists(self, candidates: int, amount: int) -> bool:
-        """Return whether `amount` of the candidates are; False, too, if it takes too long to tell."""
-        left = sum(self._usable[node] for node in _bits(candidates))
-        for node in _bits(candidates):
-            if amount <= self._usable[node]:
-                return True
-            if left < amount or self._steps > _PATIENCE:
-                return False
-            self._steps += 1
-            candidates ^= 1 << node
-            if self.exists(candidates & self._near[node], amount - self._usable[node]):
-                return True
-            left -= self._usable[node]
-        return False
-
-
-class _Search:
-    """Looks through the sets in which no two are less close than `worst`."""
-
-    def __init__(self, graph: _Graph, amount: int, worst: int) -> None:
-        self._graph, self._amount = graph, amount
-        self._near, self._usable = graph.near(worst), graph.usable(worst, graph.sizes)
-        others = [_others(row, node, graph.sizes) for node, row in enumerate(graph.ranks)]
-        self._cut = [sum(ranks) for ranks in others]
-        # Even, and so large that what is cut off never outweighs a link of the set.
-        self._scale = 2 * (amount * max(self._cut) + 1)
-        #: What so many further members would add to one of a node, at best: half of each link is the other's.
-        self._hope = [[sum(ranks[:more]) * self._scale // 2 for more in range(amount)] for ranks in others]
-        self._steps = 0
-        self._best = 0
-        self._found: list[dict[int, int]] = []
-
-    def best(self) -> "Places | None":
-        self._extend({}, (1 << len(self._cut)) - 1, self._amount, 0, [-cut for cut in self._cut])
-        if len(self._found) > 1:
-            left = [self._graph.best_left(taken) for taken in self._found]
-            self._found = [taken for taken, its in zip(self._found, left, strict=True) if its == max(left)]
-        return min(map(self._places, self._found), default=None)
-
-    def _extend(self, taken: dict[int, int], candidates: int, amount: int, value: int, gains: list[int]) -> None:
-        """Try each way to take `amount` more; `gains` is what one more of each node adds to the value."""
-        if amount == 0:
-            self._note(taken, value)
-            return
-        for node in _bits(candidates):
-            if self._is_hopeless(candidates, amount, value, gains):
-                return
-            candidates ^= 1 << node
-            row = self._graph.ranks[node]
-            for number in range(min(self._usable[node], amount), 0, -1):
-                self._steps += 1
-                step = number * self._scale
-                self._extend(
-                    {**taken, node: number},
-                    candidates & self._near[node],
-                    amount - number,
-                    value + number * gains[node] + (number - 1) * row[node] * step // 2,
-                    [gain + step * rank for gain, rank in zip(gains, row, strict=True)],
-                )
-
-    def _is_hopeless(self, candidates: int, amount: int, value: int, gains: list[int]) -> bool:
-        """Return whether no way to go on is as good as what was found."""
-        hopes: list[int] = []
-        for node in _bits(candidates):
-            hopes += [gains[node] + self._hope[node][amount - 1]] * min(self._usable[node], amount)
-        if len(hopes) < amount:
-            return True
-        if not self._found:
-            return False
-        hopes.sort(reverse=True)
-        bound = value + sum(hopes[:amount])
-        full = len(self._found) == _TIES or self._steps > _PATIENCE
-        return bound < self._best or (full and bound == self._best) or self._steps > 2 * _PATIENCE
-
-    def _note(self, taken: dict[int, int], value: int) -> None:
-        if not self._found or value > self._best:
-            self._best, self._found = value, [taken]
-        elif value == self._best and len(self._found) < _TIES:
-            self._found.append(taken)
-
-    def _places(self, taken: dict[int, int]) -> "Places":
-        return sorted(place for node, number in taken.items() for place in self._graph.members[node][:number])
-
-
-def _others(row: "Sequence[int]", node: int, sizes: "Sequence[int]") -> list[int]:
-    """Return how close a member of a node is to each other member of any node, the closest first."""
-    others = [rank for other, rank in enumerate(row) for _ in range(sizes[other] - (other == node))]
-    return sorted(others, reverse=True)
+    def _places(self, chosen: "Members") -> "Places":
+        return sorted(place for node, number in chosen for place in self._members[node][:number])
 
 
 def _graph(devices: "Sequence[Device]", links: "Links") -> _Graph | None:
@@ -178,7 +110,10 @@ def _graph(devices: "Sequence[Device]", links: "Links") -> _Graph | None:
     if len(units) > _MOST:
         return None
     firsts = [devices[places[0]] for places in units]
-    rows = [bytes(topology.closeness(links, one, other) for other in firsts) for one in firsts]
+    rows = [bytearray(len(units)) for _ in units]
+    for one, row in enumerate(rows):
+        for other in range(one):
+            row[other] = rows[other][one] = topology.closeness(links, firsts[one], firsts[other])
     nodes: list[list[int]] = []
     for unit, places in enumerate(units):
         alike = (node for node in nodes if len(places) == len(units[node[0]]) == 1 and _alike(rows, node[0], unit))
@@ -187,10 +122,11 @@ def _graph(devices: "Sequence[Device]", links: "Links") -> _Graph | None:
             nodes.append([unit])
         else:
             node.append(unit)
+    nodes.sort(key=lambda node: -sum(len(units[unit]) for unit in node))
     members = [[place for unit in node for place in units[unit]] for node in nodes]
     ranks = [[rows[node[0]][other[0]] for other in nodes] for node in nodes]
-    for row, places in enumerate(members):
-        ranks[row][row] = topology.closeness(links, devices[places[0]], devices[places[-1]])
+    for number, places in enumerate(members):
+        ranks[number][number] = topology.closeness(links, devices[places[0]], devices[places[-1]])
     return _Graph(members, ranks)
 
 
@@ -203,15 +139,8 @@ def _by_node(units: "Iterable[Places]", devices: "Sequence[Device]") -> "list[Pl
     return list(nodes.values())
 
 
-def _alike(rows: "Sequence[bytes]", one: int, other: int) -> bool:
+def _alike(rows: "Sequence[bytearray]", one: int, other: int) -> bool:
     """Return whether two GPUs are equally close to all others."""
-    its, others = bytearray(rows[one]), bytearray(rows[other])
-    its[one] = its[other] = others[one] = others[other] = 0
+    its, others = rows[one].copy(), rows[other].copy()
+    its[other] = others[one] = 0
     return its == others
-
-
-def _bits(number: int) -> "Iterator[int]":
-    while number:
-        lowest = number & -number
-        yield lowest.bit_length() - 1
-        number ^= lowest

@@ -136,8 +136,12 @@ def test_auto_does_not_ask_nvidia_smi_what_nvml_hung_at() -> None:
 # ---- what is written down is believed only as far as the kernel confirms it -----------------------
 
 
-@pytest.mark.parametrize("text", ["", "none", "-1", "0", f"{os.getpid()}", "1", "4194304", "9" * 5000, "\0"])
-@pytest.mark.parametrize("namespace", ["", " x", f" {HERE}", f" {HERE} 1"])
+@pytest.mark.parametrize(
+    "text", ["", "none", "-1", "0", pytest.param(f"{os.getpid()}", id="own"), "1", "4194304", "9" * 5000, "\0"]
+)
+@pytest.mark.parametrize(
+    "namespace", ["", " x", pytest.param(f" {HERE}", id="here"), pytest.param(f" {HERE} 1", id="here and more")]
+)
 def test_what_names_no_killed_process_is_no_verdict(text: str, namespace: str, tmp_path: Path) -> None:
     (tmp_path / "gpus.stuck").write_text(f"{text}{namespace}\n")
     stuck.check(str(tmp_path / "gpus"))
