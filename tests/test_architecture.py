@@ -11,10 +11,21 @@ ROOT = Path(__file__).parents[1]
 FRAMEWORK = "externalresource"
 
 # The layers of the house, the highest first: a room imports only from below, or from its own.
-LAYERS = ("cli testing", "demo pools", "context", "api", "flink", "drivers", "coordination", "errors records faces")
+LAYERS = (
+    "__main__",
+    "cli testing",
+    "demo pools",
+    "context",
+    "api",
+    "flink",
+    "drivers",
+    "coordination",
+    "errors records faces",
+)
 ORDER = {room: -layer for layer, rooms in enumerate(LAYERS) for room in rooms.split()}
 #: The modules of a folder that other folders enter beside its face, which is its __init__.py.
 DOORS = {
+    "cli": {"main"},
     "drivers": {
         "child",
         "containment",

@@ -1,55 +1,103 @@
-"""What `discover` shows: the devices of this host, what speaks against one, and who holds it."""
+"""`discover`: the devices of this host, what speaks against one, and who holds it."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from externalresource.coordination import Holding
-from externalresource.coordination.whereabouts import row
-from externalresource.drivers.contract import ExternalResourceInfo, properties
+import click
+
+from externalresource.cli import arguments
+from externalresource.cli.asking import asked, driver_of
+from externalresource.cli.output import show, write
+from externalresource.errors import ExternalResourceError
+
+if TYPE_CHECKING:
+    from externalresource.coordination import Holding
+    from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo
+
+_Device = Mapping[str, str]
 
 
-def record(info: ExternalResourceInfo, held: Iterable[Holding]) -> dict[str, object]:
+@click.command()
+@arguments.resource
+@arguments.form
+@click.option("--topology", is_flag=True, help="Also how they are connected, in the words of `nvidia-smi topo -m`.")
+@click.option("--record", metavar="FILE", help="Write this host to a file for --simulate, with its UUIDs masked.")
+@arguments.driver_options
+def discover(resource: str, form: str, *, record: str | None, topology: bool, **given: Any) -> None:
+    """Show the devices of this host, their health and who holds them."""
+    driver = driver_of(resource, arguments.options({**given, "topology": topology}))
+    if record is not None:
+        write(record, asked(driver, "record", resource)())
+        click.echo(f"wrote {record}; to see it: externalresource discover --simulate {record}")
+        return
+    found = [_properties(info) for info in asked(driver, "devices", resource)()]
+    held = _held(driver, resource)
+    if form == "json":
+        show([_record(device, held) for device in found], form)
+        return
+    columns = getattr(driver, "columns", None)
+    show([_line(device, held, columns) for device in found], form, nothing=f"This host has no {resource} device.")
+    if topology and found:
+        click.echo()
+        show(_matrix(found), form, nothing="Nothing is known of how they are connected.")
+
+
+def _properties(info: "ExternalResourceInfo") -> _Device:
+    from externalresource.drivers.contract import properties
+
+    return properties(info)
+
+
+def _held(driver: "ExternalResourceDriver", resource: str) -> "list[Holding]":
+    """Return who holds what, if that can be told: the devices are shown in any case."""
+    if not hasattr(driver, "held"):
+        return []
+    try:
+        return list(asked(driver, "held", resource)())
+    except ExternalResourceError as error:
+        click.echo(f"externalresource: who holds what is not known: {error}", err=True)
+        return []
+
+
+def _record(device: _Device, held: "Iterable[Holding]") -> dict[str, object]:
     """Return a device for programs."""
-    found = _holding(info, held)
-    return {**properties(info), **({"held_by": row(found)} if found else {})}
+    holder = _holder(device, held)
+    return {**device, **({"held_by": holder} if holder else {})}
 
 
-def line(
-    info: ExternalResourceInfo, held: Iterable[Holding], columns: Mapping[str, Sequence[str]] | None
-) -> dict[str, object]:
+def _line(device: _Device, held: "Iterable[Holding]", columns: Mapping[str, Sequence[str]] | None) -> dict[str, object]:
     """Return a device for people, by heading.
 
     `columns` are the driver's own: of each, the first property counts that the device has. A driver without them shows
     all its properties.
     """
-    known = properties(info)
+    known = dict(device)
     reason = known.pop("unusable", None)
     uuid, used = known.pop("uuid", None), known.pop("in_use", None)
     shown: dict[str, object] = {
         heading: next((known[key] for key in keys if key in known), None)
         for heading, keys in (columns or {key: [key] for key in known}).items()
     }
-    found = _holding(info, held)
-    holder = "pid {pid} {program}".format_map(row(found)) if found else None
-    health = reason or (f"ok, but {used}" if used and not found else "ok")
+    holder = _holder(device, held)
+    by = "pid {pid} {program}".format_map(holder) if holder else None
+    health = reason or (f"ok, but {used}" if used and not holder else "ok")
     index, *others = shown.items()  # what a narrow terminal has no room for is left out from the right
-    return dict([index, ("health", health), ("held by", holder), *others, *([("uuid", uuid)] if uuid else [])])
+    return dict([index, ("health", health), ("held by", by), *others, *([("uuid", uuid)] if uuid else [])])
 
 
-def matrix(infos: Collection[ExternalResourceInfo]) -> list[dict[str, object]]:
+def _matrix(devices: Iterable[_Device]) -> list[dict[str, object]]:
     """Return how the devices are connected: a row for each, a column for each; empty if no driver's answer tells."""
-    connected = [info for info in infos if info.get_property("links")]
-    names = [info.get_property("index") or "" for info in connected]
-    return [
-        {"": name, **dict(zip(names, (info.get_property("links") or "").split(), strict=True))}
-        for name, info in zip(names, connected, strict=True)
-    ]
+    links = {device.get("index", ""): device["links"].split() for device in devices if device.get("links")}
+    return [{"": name, **dict(zip(links, row, strict=True))} for name, row in links.items()]
 
 
-def _holding(info: ExternalResourceInfo, held: Iterable[Holding]) -> Holding | None:
-    """Return the living owner's claim of this very device."""
-    uuid, index = info.get_property("uuid"), info.get_property("index")
+def _holder(device: _Device, held: "Iterable[Holding]") -> dict[str, object] | None:
+    """Return what `status` shows of the living owner's claim of this very device."""
+    from externalresource.coordination.whereabouts import row
+
+    uuid, index = device.get("uuid"), device.get("index")
     for holding in held:
         claim = holding.claim
         if holding.living and (claim.uuid == uuid if claim.uuid and uuid else claim.token == index):
-            return holding
+            return row(holding)
     return None

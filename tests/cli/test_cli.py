@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -232,22 +233,20 @@ def test_release_of_a_living_owners_device_needs_force(environment: dict[str, st
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user")
-def test_release_of_another_users_living_owner_is_refused_even_with_force(
-    environment: dict[str, str], ledger: Path
-) -> None:
-    with held_by_a_living_owner(environment) as owner:
-        command = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", COMMAND]
-        for folder in (ledger.parent, *ledger.parent.parents[:2]):
-            folder.chmod(0o777)
-        unmeasured = {name: value for name, value in environment.items() if not name.startswith("COVERAGE")}
-        done = subprocess.run(
-            [*command, "release", "--device", "0", "--force"],
-            env=unmeasured, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.endswith(" lives and holds 0, and you may not signal it\n")
-        assert ledger.read_text()
-        owner.kill()
+def test_release_of_another_users_living_owner_is_refused_even_with_force(environment: dict[str, str]) -> None:
+    unmeasured = {name: value for name, value in environment.items() if not name.startswith("COVERAGE")}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        unmeasured["EXTERNALRESOURCE_GPU_COORDINATION_FILE"] = str(folder / "claims")
+        with held_by_a_living_owner(unmeasured) as owner:
+            other_user = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups", COMMAND]
+            command = [*other_user, "release", "--device", "0", "--force"]
+            done = subprocess.run(command, env=unmeasured, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert done.stderr.endswith(" lives and holds 0, and you may not signal it\n")
+            assert (folder / "claims").read_text()
+            owner.kill()
 
 
 def test_release_of_nothing_says_so(environment: dict[str, str]) -> None:
@@ -294,6 +293,13 @@ def test_help_shows_examples_line_by_line_and_what_each_command_does(
     assert "\n  externalresource discover                      what is here\n" in done.stdout
     assert "\\" not in done.stdout
     assert not re.search(r"^  \w.*\.\.\.$", done.stdout, re.MULTILINE), "a command's line is cut short"
+
+
+def test_command_is_also_a_module(environment: dict[str, str]) -> None:
+    as_module = [sys.executable, "-m", "externalresource", "statu"]
+    done = subprocess.run(as_module, env=environment, capture_output=True, text=True, check=False)
+    script = call(environment, "statu")
+    assert (done.returncode, done.stdout, done.stderr) == (script.returncode, script.stdout, script.stderr)
 
 
 def test_help_of_run_needs_no_command(environment: dict[str, str]) -> None:

@@ -1,0 +1,72 @@
+"""`status` and `release`: who holds which device, and how that ends by hand."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from externalresource.cli import arguments
+from externalresource.cli.asking import asked, driver_of
+from externalresource.cli.output import show
+
+if TYPE_CHECKING:
+    from externalresource.coordination import Holding
+
+
+@click.command()
+@arguments.resource
+@arguments.form
+@click.option("--watch", is_flag=True, help="Look again each second, until Ctrl-C.")
+@arguments.driver_options
+def status(resource: str, form: str, *, watch: bool, **given: Any) -> None:
+    """Show who holds which device, by the coordination file.
+
+    PID is the process as this host sees it, PROGRAM what it runs now. A dead owner's device is free: its claim is
+    struck out when the device is wanted, or by `release --dead`.
+    """
+    from externalresource.coordination.whereabouts import row
+
+    held = asked(driver_of(resource, arguments.options(given)), "held", resource)
+    while True:
+        if watch:
+            click.clear()
+        show([row(holding) for holding in held()], form, nothing=f"No {resource} device is held.")
+        if not watch:
+            return
+        time.sleep(1)
+
+
+@click.command()
+@arguments.resource
+@click.option("--dead", is_flag=True, help="Remove claims of processes that have ended. Safe: the devices are free.")
+@click.option("--device", metavar="DEVICE", help="Release one device, by its name or UUID.")
+@click.option("--owner", type=click.IntRange(min=1), metavar="PID", help="Release all that one process holds.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also release devices whose owner is still running. The owner keeps using them. You need permission to signal "
+    "that process.",
+)
+@arguments.driver_options
+def release(resource: str, *, dead: bool, device: str | None, owner: int | None, force: bool, **given: Any) -> None:
+    """Release devices of dead owners, by name, or by owner."""
+    if not (dead or device or owner):
+        raise click.UsageError("nothing to release: name --dead, --device DEVICE or --owner PID")
+    from externalresource.coordination import pid_here
+    from externalresource.coordination.whereabouts import may_strike
+
+    def named(holding: "Holding") -> bool:
+        return (
+            (not dead or not holding.living)
+            and device in (None, holding.claim.token, holding.claim.uuid)
+            and owner in (None, holding.owner.pid, pid_here(holding.owner))
+        )
+
+    def struck_out(holding: "Holding") -> bool:
+        return named(holding) and may_strike(holding, force=force)
+
+    dropped = asked(driver_of(resource, arguments.options(given)), "drop", resource)(struck_out)
+    for holding in dropped:
+        click.echo(f"released {holding.claim.token}, held by pid {holding.owner.pid}")
+    if not dropped:
+        click.echo("nothing to release: no such claim")

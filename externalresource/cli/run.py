@@ -1,0 +1,106 @@
+"""`run`: a command on devices of its own."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from externalresource.cli import arguments
+from externalresource.errors import ConfigurationError, ExternalResourceError
+
+if TYPE_CHECKING:
+    from externalresource.context import RuntimeContext
+
+_DIGITS = 18  # of an amount: what Java reads into a long
+
+
+class _RunFailed(click.ClickException):
+    """What `run` itself failed at, with the statuses by which env(1) tells its failures from the command's."""
+
+    exit_code = 125
+
+
+class _NotExecutable(_RunFailed):
+    exit_code = 126
+
+
+class _NotFound(_RunFailed):
+    exit_code = 127
+
+
+class _Run(click.Command):
+    """`run NAME=AMOUNT ... -- COMMAND`: click itself forgets where `--` stood."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        own, command = args[:end], args[end + 1 :]
+        ctx.obj = command
+        if not command and not set(ctx.help_option_names) & set(own):
+            raise _RunFailed("no command: write `externalresource run gpu=1 -- COMMAND ...`")
+        return super().parse_args(ctx, own)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            raise _RunFailed(error.format_message()) from None
+
+
+@click.command(cls=_Run, options_metavar="[OPTIONS]")
+@click.argument("resources", nargs=-1, required=True, metavar="NAME=AMOUNT... -- COMMAND...")
+@click.option("--wait", metavar="SECONDS", help="Queue for devices that others hold, a day at most.")
+@click.option("--until-children-exit", is_flag=True, help="Keep the devices until the last descendant has ended.")
+@arguments.driver_options
+@click.pass_obj
+def run(command: Sequence[str], /, resources: Sequence[str], **given: Any) -> None:
+    """Run COMMAND with devices of its own.
+
+    No other process gets them while it runs. `run` claims them, sets the environment (CUDA_VISIBLE_DEVICES, ...) and
+    then becomes the command: same process, so signals and exit status are the command's. The devices are free again
+    when it ends, however it ends. Of several resources it gets all or none; -o NAME.KEY=VALUE is an option of one of
+    them. The exit status is 125 if `run` itself fails, 126 if the command cannot be executed, 127 if there is none.
+    """
+    from externalresource.drivers.containment import printing_to_stderr
+
+    try:
+        with printing_to_stderr():
+            context = _claimed(resources, arguments.options(given))
+    except ExternalResourceError as error:
+        raise _RunFailed(str(error)) from None
+    with context:  # left by an error only: then the devices are given back
+        environment = os.environ | context.environment() | context.keep_over_exec()
+        try:
+            os.execvpe(command[0], list(command), environment)  # noqa: S606 - to become the command is the point
+        except FileNotFoundError:
+            raise _NotFound(f"{command[0]}: command not found") from None
+        except OSError as error:
+            raise _NotExecutable(f"{command[0]}: {error.strerror}") from None
+
+
+def _claimed(resources: Iterable[str], options: Mapping[str, str]) -> "RuntimeContext":
+    from externalresource.context import RuntimeContext
+    from externalresource.drivers.loading import create_driver
+
+    amounts = _amounts(resources)
+    drivers = {name: create_driver(name, _own_options(name, amounts, options)) for name in amounts}
+    return RuntimeContext({name: (driver, amounts[name]) for name, driver in drivers.items()})
+
+
+def _amounts(resources: Iterable[str]) -> dict[str, int]:
+    amounts: dict[str, int] = {}
+    for name, amount in [arguments.pair(text, "resource", "gpu=1") for text in resources]:
+        if name in amounts:
+            raise ConfigurationError(f"resource {name!r} is given twice")
+        if not (amount.isascii() and amount.isdecimal() and len(amount) <= _DIGITS and int(amount)):
+            raise ConfigurationError(f"the amount of {name!r} must be a positive integer, not {amount!r}")
+        amounts[name] = int(amount)
+    return amounts
+
+
+def _own_options(name: str, names: Iterable[str], options: Mapping[str, str]) -> dict[str, str]:
+    """Return the options of one of several resources: those for all, and those that are written NAME.KEY=VALUE."""
+    prefixes = tuple(f"{each}." for each in names)
+    common = {key: value for key, value in options.items() if not key.startswith(prefixes)}
+    own = {key.removeprefix(f"{name}."): value for key, value in options.items() if key.startswith(f"{name}.")}
+    return {"enable-coordination-mode": "true"} | common | own
