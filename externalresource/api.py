@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from externalresource.drivers.discovery_script import Ended, find_script, run_script
     from externalresource.drivers.enumerated import Device, DeviceInfo, driver
     from externalresource.drivers.options import Option
+    from externalresource.yaml_nodes import YamlNode, read_text, read_yaml
 
 __all__ = [
     "API_VERSION",
@@ -52,9 +53,12 @@ __all__ = [
     "Queueing",
     "Recording",
     "Versioned",
+    "YamlNode",
     "driver",
     "find_script",
     "hookimpl",
+    "read_text",
+    "read_yaml",
     "run_script",
 ]
 
@@ -64,6 +68,7 @@ _HOME = {
     **dict.fromkeys(("Ended", "find_script", "run_script"), "drivers.discovery_script"),
     "Grants": "coordination.own_claims",
     "Option": "drivers.options",
+    **dict.fromkeys(("YamlNode", "read_text", "read_yaml"), "yaml_nodes"),
 }
 
 __getattr__, __dir__ = face(

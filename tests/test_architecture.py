@@ -20,7 +20,7 @@ LAYERS = (
     "flink",
     "drivers",
     "coordination",
-    "errors records faces",
+    "errors records faces yaml_nodes",
 )
 ORDER = {room: -layer for layer, rooms in enumerate(LAYERS) for room in rooms.split()}
 #: The modules of a folder that other folders enter beside its face, which is its __init__.py.
@@ -51,11 +51,7 @@ LIBRARIES = {
     "pytest": {"externalresource.testing"},
     "pyflink": {"externalresource.demo"},
     "pynvml": {"externalresource_gpu.backends.nvml"},
-    "yaml": {
-        "externalresource.flink.config_files",
-        "externalresource.flink.forwarding",
-        "externalresource_gpu.backends.simulated.yaml_file",
-    },
+    "yaml": {"externalresource.yaml_nodes", "externalresource.flink.forwarding"},
 }
 
 

@@ -1,8 +1,7 @@
 """Flink's two file formats, read into flat dotted keys; every value remembers where it was written.
 
-`config.yaml` is YAML 1.2, which PyYAML's composer reads if nothing is made of the scalars: `010`, `on` and `1:30` stay
-text. Nested and dotted keys mean the same. `<<` merges nothing (it is a key like any other) and aliases stand for what
-they name, as in Flink. `flink-conf.yaml` (Flink 1.20 and earlier) is no YAML at all: one `key: value` per line.
+`config.yaml` is YAML 1.2, where nested and dotted keys mean the same. `flink-conf.yaml` (Flink 1.20 and earlier) is no
+YAML at all: one `key: value` per line.
 """
 
 from __future__ import annotations
@@ -13,11 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from externalresource.errors import ConfigurationError
+from externalresource.yaml_nodes import read_text, read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from yaml.nodes import MappingNode, Node
+    from externalresource.yaml_nodes import YamlNode
 
 _STANDARD, _LEGACY = "config.yaml", "flink-conf.yaml"
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})  # YAML 1.2, when written without quotes
@@ -39,8 +39,11 @@ def read(path: str, complain: Callable[[str], None]) -> list[tuple[str, Setting]
     `complain` gets what Flink only warns of; it may raise. What Flink refuses is a ConfigurationError.
     """
     file = _file_in(path) if os.path.isdir(path) else path
-    text = _text(file)
-    settings = list(_lines(text, file, complain)) if os.path.basename(file) == _LEGACY else _yaml(text, file)
+    text = read_text(file, ConfigurationError)
+    if os.path.basename(file) == _LEGACY:
+        settings = list(_lines(text, file, complain))
+    else:
+        settings = read_yaml(text, file, ConfigurationError, lambda root: list(_flat(root))) or []
     if not settings:
         complain(f"{file} is empty: it sets no key")
     return settings
@@ -55,12 +58,9 @@ def elements(text: str, *, yaml: bool) -> list[object]:
 def _yaml_list(text: str) -> list[object] | None:
     if not text.lstrip().startswith(("[", "- ")):
         return None  # without asking yaml, whose import is slow
-    import yaml
-
     try:
-        node = yaml.compose(text, Loader=yaml.BaseLoader)
-        return [_plain(item, "") for item in node.value] if isinstance(node, yaml.SequenceNode) else None
-    except (yaml.YAMLError, ConfigurationError, RecursionError):
+        return read_yaml(text, "", ConfigurationError, lambda node: [_plain(item) for item in node.items() or []])
+    except ConfigurationError:
         return None
 
 
@@ -104,17 +104,6 @@ def _file_in(folder: str) -> str:
     return found[0]
 
 
-def _text(file: str) -> str:
-    try:
-        with open(file, "rb") as stream:
-            return stream.read().decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigurationError(f"{file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigurationError(f"{file}:{line}: not UTF-8: byte 0x{error.object[error.start]:02x}") from error
-
-
 def _lines(text: str, file: str, complain: Callable[[str], None]) -> Iterator[tuple[str, Setting]]:
     for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1):
         content = line.partition("#")[0].strip()
@@ -125,51 +114,28 @@ def _lines(text: str, file: str, complain: Callable[[str], None]) -> Iterator[tu
             complain(f"{file}:{number}: not of the form `key: value`")
 
 
-def _yaml(text: str, file: str) -> list[tuple[str, Setting]]:
-    import yaml
-
-    try:
-        root = yaml.compose(text, Loader=yaml.BaseLoader)
-        if isinstance(root, yaml.MappingNode):
-            return list(_flat(root, "", file))
-    except yaml.MarkedYAMLError as error:  # of whose text only this is told: the line itself may hold a secret
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        problem = ", ".join(filter(None, (error.context, error.problem)))
-        raise ConfigurationError(f"{file}:{line}: not YAML: {problem}") from error
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise ConfigurationError(f"{file}:{line}: not YAML: {text[error.position]!r} is not allowed") from error
-    except RecursionError:
-        raise ConfigurationError(f"{file}: nested too deeply, or an alias stands within what it names") from None
-    if root is None:
-        return []
-    raise ConfigurationError(f"{file}:{root.start_mark.line + 1}: must be a mapping of keys to values")
-
-
-def _flat(mapping: MappingNode, prefix: str, file: str) -> Iterator[tuple[str, Setting]]:
-    import yaml
-
+def _flat(mapping: YamlNode, prefix: str = "") -> Iterator[tuple[str, Setting]]:
+    pairs = mapping.pairs()
+    if pairs is None:
+        raise mapping.wrong("must be a mapping of keys to values")
     lines: dict[str, int] = {}
-    for name, node in mapping.value:
-        line = name.start_mark.line + 1
-        if not isinstance(name, yaml.ScalarNode):
-            raise ConfigurationError(f"{file}:{line}: a key must be a word, not a list or a mapping")
-        key = f"{prefix}{name.value}"
+    for name, node in pairs:
+        if name.scalar is None:
+            raise name.wrong("a key must be a word, not a list or a mapping")
+        key = f"{prefix}{name.scalar}"
         if key in lines:
-            raise ConfigurationError(f"{file}:{line}: {key} is set twice, first in line {lines[key]}")
-        lines[key] = line
-        if isinstance(node, yaml.MappingNode):
-            yield from _flat(node, f"{key}.", file)
+            raise name.wrong(f"{key} is set twice, first in line {lines[key]}")
+        lines[key] = name.line
+        if node.pairs() is not None:
+            yield from _flat(node, f"{key}.")
         else:
-            yield key, Setting(_plain(node, file), f"{file}:{line}: ")
+            yield key, Setting(_plain(node), f"{name.where}: ")
 
 
-def _plain(node: Node, file: str) -> object:
-    import yaml
-
-    if isinstance(node, yaml.MappingNode):  # inside a list: nothing of ours, but Flink refuses what repeats
-        return {key: setting.value for key, setting in _flat(node, "", file)}
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, file) for item in node.value]
-    null = isinstance(node, yaml.ScalarNode) and node.style is None and node.value in _NULLS
-    return None if null else node.value
+def _plain(node: YamlNode) -> object:
+    if node.pairs() is not None:  # inside a list: nothing of ours, but Flink refuses what repeats
+        return {key: setting.value for key, setting in _flat(node)}
+    items = node.items()
+    if items is not None:
+        return [_plain(item) for item in items]
+    return None if node.is_plain and node.scalar in _NULLS else node.scalar

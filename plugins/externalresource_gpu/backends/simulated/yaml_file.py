@@ -1,7 +1,6 @@
-"""A YAML file whose values know their lines, so that each mistake is named with its place."""
+"""The values of a YAML file, checked, so that each mistake is named with its place."""
 
-import yaml
-
+from externalresource.api import read_text, read_yaml
 from externalresource.errors import DiscoveryError, did_you_mean
 
 TYPE_CHECKING = False
@@ -9,42 +8,43 @@ if TYPE_CHECKING:
     import re
     from collections.abc import Iterable
 
+    from externalresource.api import YamlNode
+
 DIGITS = 18  # of a number
 
 
 class Entry:
     """One value of a file. What is wrong with it is a DiscoveryError with file, line and what is allowed."""
 
-    def __init__(self, path: str, node: yaml.Node) -> None:
-        self._path = path
+    def __init__(self, node: "YamlNode") -> None:
         self._node = node
+        #: The text of a value that is neither a list nor a mapping.
+        self.scalar = node.scalar
+        self.wrong = node.wrong
 
     def fields(self, allowed: "Iterable[str]") -> "dict[str, Entry]":
         """Return the values of a mapping that has only these keys, each at most once."""
         allowed = list(allowed)
-        if not isinstance(self._node, yaml.MappingNode):
+        pairs = self._node.pairs()
+        if pairs is None:
             raise self.wrong(f"must be a mapping with {', '.join(allowed)}")
         found: dict[str, Entry] = {}
-        for node, value in self._node.value:
-            key = Entry(self._path, node)
+        for node, value in pairs:
+            key = Entry(node)
             name = key.scalar or ""
             if name not in allowed:
                 raise key.wrong(f"{key.shown} is none of {', '.join(allowed)}{did_you_mean(name, allowed)}")
             if name in found:
                 raise key.wrong(f"{name!r} is given twice")
-            found[name] = Entry(self._path, value)
+            found[name] = Entry(value)
         return found
 
     def items(self, key: str) -> "list[Entry]":
         """Return the items of a list."""
-        if not isinstance(self._node, yaml.SequenceNode):
+        items = self._node.items()
+        if items is None:
             raise self.wrong(f"`{key}:` must be a list of mappings")
-        return [Entry(self._path, node) for node in self._node.value]
-
-    @property
-    def scalar(self) -> str | None:
-        """The text of a value that is neither a list nor a mapping."""
-        return str(self._node.value) if isinstance(self._node, yaml.ScalarNode) else None
+        return [Entry(item) for item in items]
 
     def number(self, key: str, first: int = 0, last: int | None = None) -> int:
         text = self.scalar
@@ -78,27 +78,14 @@ class Entry:
     @property
     def unknown(self) -> bool:
         """Whether it is the word that says so, without quotes."""
-        return isinstance(self._node, yaml.ScalarNode) and self._node.value == "unknown" and not self._node.style
+        return self._node.is_plain and self.scalar == "unknown"
 
     @property
     def shown(self) -> str:
         """The value for an error message."""
         return "a list or a mapping" if self.scalar is None else repr(self.scalar)
 
-    def wrong(self, reason: str) -> DiscoveryError:
-        return DiscoveryError(f"{self._path}:{self._node.start_mark.line + 1}: {reason}")
-
 
 def load(path: str) -> Entry | None:
     """Return what the file holds; None if it is empty. DiscoveryError if it cannot be read, or is no YAML."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            # Nodes, not values: they know their lines, and YAML takes the bus id 00000000:10:00.0 for a number.
-            node = yaml.compose(file, Loader=yaml.BaseLoader)
-    except OSError as error:
-        raise DiscoveryError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError) as error:  # the first is of `%YAML 999...9`, too
-        raise DiscoveryError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    except RecursionError:
-        raise DiscoveryError(f"{path} is no YAML that describes a machine: it is nested too deeply") from None
-    return None if node is None else Entry(path, node)
+    return read_yaml(read_text(path, DiscoveryError), path, DiscoveryError, Entry)
