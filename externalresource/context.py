@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from externalresource.coordination import run_variable
-from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo
+from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, NotOfferedError
 from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError, cause, did_you_mean
 from externalresource.flink import configuration
@@ -62,10 +62,7 @@ class RuntimeContext:
         variables: dict[str, str] = {}
         setters: dict[str, str] = {}
         for name, infos in self._infos.items():
-            environment = getattr(self._drivers[name], "environment", None)
-            if environment is None:
-                raise PluginError(f"the driver of {name!r} sets no environment variables: it has no environment(infos)")
-            for variable, value in environment(infos).items():
+            for variable, value in self._variables(name, infos).items():
                 if variables.setdefault(variable, value) != value:
                     raise PluginError(f"{setters[variable]!r} and {name!r} both set {variable}: a process has only one")
                 setters.setdefault(variable, name)
@@ -77,15 +74,14 @@ class RuntimeContext:
         drivers, self._drivers, self._infos = self._drivers, {}, {}
         with ExitStack() as closing:  # one that fails does not keep the others from giving back theirs
             for driver in drivers.values():
-                closing.callback(getattr(driver, "close", _nothing))
+                closing.callback(driver.close)
 
     def keep_over_exec(self) -> dict[str, str]:
         """Let the devices outlast an exec of this process, which then is another program and still their owner.
 
         Return the variable by which a process inside of that program knows that it may take shares of them.
         """
-        kept = [getattr(driver, "keep_over_exec", _nothing)() for driver in self._drivers.values()]
-        grants = [grant for each in kept for grant in each or ()]
+        grants = [grant for driver in self._drivers.values() for grant in driver.keep_over_exec()]
         return run_variable(grants) if grants else {}
 
     def __enter__(self) -> Self:
@@ -95,6 +91,12 @@ class RuntimeContext:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _variables(self, name: str, infos: AbstractSet[ExternalResourceInfo]) -> Mapping[str, str]:
+        try:
+            return self._drivers[name].environment(infos)
+        except NotOfferedError as error:
+            raise PluginError(f"the driver of {name!r} sets no environment variables: {error}") from None
 
     def _check_open(self) -> None:
         if self._closed:  # no infos or no variables would be taken for no restriction
@@ -114,7 +116,7 @@ class RuntimeContext:
     def _take_back(self, name: str) -> None:
         """Give back what a driver holds. That this fails is less than the error for which it is done."""
         try:
-            getattr(self._drivers.pop(name), "close", _nothing)()
+            self._drivers.pop(name).close()
         except Exception as error:  # noqa: BLE001 - code of the driver's
             _warn(f"resource {name!r} could not be given back: {cause(error)}")
 
@@ -191,12 +193,11 @@ def _in_turn(
 
 def _queue(driver: ExternalResourceDriver) -> str:
     """Return the coordination file of a driver, by the same name for all; empty if it has none."""
-    path = getattr(driver, "coordination_file", None)
-    return os.path.realpath(path) if path else ""
+    return os.path.realpath(driver.coordination_file) if driver.coordination_file else ""
 
 
 def _waits(driver: ExternalResourceDriver) -> bool:
-    return bool(getattr(driver, "wait", 0))
+    return driver.wait > 0
 
 
 def _retrieved(name: str, driver: ExternalResourceDriver, amount: int) -> frozenset[ExternalResourceInfo]:
@@ -209,10 +210,6 @@ def _retrieved(name: str, driver: ExternalResourceDriver, amount: int) -> frozen
     if len(infos) != amount:
         raise PluginError(f"the driver of {name!r} returned {len(infos)} devices, not the {amount} asked for")
     return infos
-
-
-def _nothing() -> None:
-    """Stand in for what a driver that holds nothing need not have: close(), keep_over_exec()."""
 
 
 def _warn(message: str) -> None:

@@ -28,7 +28,7 @@ class Info:
         return ("index",)
 
 
-class Driver:
+class Driver(ExternalResourceDriver):
     """Gives `amount` infos, or what it was told to; remembers how often it was closed."""
 
     def __init__(self, answer: object = None, *, fails_to_close: bool = False) -> None:
@@ -50,7 +50,7 @@ class Driver:
             raise OSError("cannot give back")
 
 
-class Plain:
+class Plain(ExternalResourceDriver):
     def retrieve_resource_info(self, amount: int) -> AbstractSet[ExternalResourceInfo]:
         return {Info(number) for number in range(amount)}
 

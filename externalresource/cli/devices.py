@@ -27,15 +27,15 @@ def discover(resource: str, form: str, *, record: str | None, topology: bool, **
     """Show the devices of this host, their health and who holds them."""
     driver = driver_of(resource, arguments.options({**given, "topology": topology}))
     if record is not None:
-        write(record, asked(driver, "record", resource)())
+        write(record, asked(driver.record, resource))
         click.echo(f"wrote {record}; to see it: externalresource discover --simulate {record}")
         return
-    found = [_properties(info) for info in asked(driver, "devices", resource)()]
+    found = [_properties(info) for info in asked(lambda: list(driver.devices()), resource)]
     held = _held(driver, resource)
     if form == "json":
         show([_record(device, held) for device in found], form)
         return
-    columns = getattr(driver, "columns", None)
+    columns = driver.columns
     show([_line(device, held, columns) for device in found], form, nothing=f"This host has no {resource} device.")
     if topology and found:
         click.echo()
@@ -50,10 +50,16 @@ def _properties(info: "ExternalResourceInfo") -> _Device:
 
 def _held(driver: "ExternalResourceDriver", resource: str) -> "list[Holding]":
     """Return who holds what, if that can be told: the devices are shown in any case."""
-    if not hasattr(driver, "held"):
-        return []
+    from externalresource.drivers.contract import NotOfferedError
+
+    def held() -> "list[Holding]":
+        try:
+            return list(driver.held())
+        except NotOfferedError:
+            return []
+
     try:
-        return list(asked(driver, "held", resource)())
+        return asked(held, resource)
     except ExternalResourceError as error:
         click.echo(f"externalresource: who holds what is not known: {error}", err=True)
         return []

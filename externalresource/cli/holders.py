@@ -26,11 +26,15 @@ def status(resource: str, form: str, *, watch: bool, **given: Any) -> None:
     """
     from externalresource.coordination.whereabouts import row
 
-    held = asked(driver_of(resource, arguments.options(given)), "held", resource)
+    driver = driver_of(resource, arguments.options(given))
     while True:
         if watch:
             click.clear()
-        show([row(holding) for holding in held()], form, nothing=f"No {resource} device is held.")
+        show(
+            [row(holding) for holding in asked(lambda: list(driver.held()), resource)],
+            form,
+            nothing=f"No {resource} device is held.",
+        )
         if not watch:
             return
         time.sleep(1)
@@ -65,7 +69,8 @@ def release(resource: str, *, dead: bool, device: str | None, owner: int | None,
     def struck_out(holding: "Holding") -> bool:
         return named(holding) and may_strike(holding, force=force)
 
-    dropped = asked(driver_of(resource, arguments.options(given)), "drop", resource)(struck_out)
+    driver = driver_of(resource, arguments.options(given))
+    dropped = asked(lambda: list(driver.drop(struck_out)), resource)
     for holding in dropped:
         click.echo(f"released {holding.claim.token}, held by pid {holding.owner.pid}")
     if not dropped:

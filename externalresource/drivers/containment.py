@@ -1,46 +1,20 @@
-"""What a plugin does beyond its part while it is imported or asked: it hangs, or it prints."""
+"""What a plugin does beyond its part while it is imported or asked: it takes long, or it prints."""
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 
-class Late(BaseException):
-    """The block was still running at its deadline. No Exception: a plugin's import may catch those."""
-
-
 @contextmanager
-def bounded(seconds: float, what: str) -> Iterator[None]:
-    """Raise Late in the block, which is `what`, if it takes longer.
+def watched(seconds: float, what: str) -> Iterator[None]:
+    """Say in the log that the block, which is `what`, takes long. Nothing here can end it.
 
-    A module may need the main thread for its import, so it is not moved to another one: the alarm signal comes to it.
-    Another thread, and a program that uses that signal itself, get a warning in the log instead; a hang in C that takes
-    no signal has no bound at all.
+    A module may need the main thread for its import, so that is not moved to another one.
     """
+    import threading
 
-    def ring(_signal: int, _frame: object) -> None:
-        raise Late
-
-    if not _set(ring, seconds):
-        with _watched(seconds, what):
-            yield
-        return
-    try:
-        yield
-    finally:
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        finally:
-            if signal.getsignal(signal.SIGALRM) is ring:  # or the plugin has its own now
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)
-
-
-@contextmanager
-def _watched(seconds: float, what: str) -> Iterator[None]:
-    watch = threading.Timer(seconds, _warn, [f"{what} takes longer than {seconds:g} s, and nothing here can end it"])
+    watch = threading.Timer(seconds, _warn, [f"{what} has not ended after {seconds:g} s, and nothing here can end it"])
     watch.daemon = True
     with suppress(RuntimeError):  # a subinterpreter may have no such threads
         watch.start()
@@ -54,17 +28,6 @@ def _warn(message: str) -> None:
     import logging
 
     logging.getLogger("externalresource").warning(message)
-
-
-def _set(ring: "signal._HANDLER", seconds: float) -> bool:
-    if signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL or signal.getitimer(signal.ITIMER_REAL)[0]:
-        return False
-    try:
-        signal.signal(signal.SIGALRM, ring)
-    except ValueError:  # another thread, or a subinterpreter
-        return False
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    return True
 
 
 @contextmanager

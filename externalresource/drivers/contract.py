@@ -6,6 +6,8 @@ from typing import Protocol
 
 import pluggy
 
+from externalresource.errors import PluginError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from externalresource.coordination import Holding, Owner
@@ -34,25 +36,39 @@ def properties(info: ExternalResourceInfo) -> dict[str, str]:
     return {key: value for key in info.get_keys() if (value := info.get_property(key)) is not None}
 
 
-class ExternalResourceDriver(Protocol):
-    """Finds the devices of one resource, for one process.
+class NotOfferedError(PluginError):
+    """A driver was asked for something that it does not offer; the text names the method that it lacks."""
 
-    It may also offer what the classes below ask for; the framework looks for each by its method's name.
+
+class ExternalResourceDriver:
+    """Finds the devices of one resource, for one process. All but `retrieve_resource_info` is optional.
+
+    A plain object with these methods will do as well: what it lacks is answered as here.
     """
+
+    #: The properties that `discover` shows to people: by heading, in this order, the first that it has. None: all.
+    columns: Mapping[str, Sequence[str]] | None = None
+    #: The file in whose queue the driver may wait; None if nothing is coordinated. A process that has several
+    #: resources retrieves them in the order of these files, so that no two hold what the other waits for.
+    coordination_file: str | None = None
+    #: Seconds that `retrieve_resource_info` waits for devices which others hold, at most.
+    wait: float = 0.0
+    #: Called with the reason whenever the driver has to wait; None: the driver says so once in the log.
+    on_wait: Callable[[str], None] | None = None
 
     def retrieve_resource_info(self, amount: int) -> AbstractSet[ExternalResourceInfo]:
         """Return `amount` (at least 1) devices for this process, or raise: never fewer, never more."""
-
-
-class Closing(Protocol):
-    """A driver that holds something for its process."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Give back all that `retrieve_resource_info` returned; harmless when called twice or in a forked child."""
 
+    def keep_over_exec(self) -> Collection[str]:
+        """Let what was retrieved outlast an exec of this process: it stays the owner, and close() is never called.
 
-class Listing(Protocol):
-    """A driver that can show what is here."""
+        Return the names of the grants, if processes inside of that program may take shares of them.
+        """
+        return ()
 
     def devices(self) -> Collection[ExternalResourceInfo]:
         """Return all devices that it sees.
@@ -61,60 +77,26 @@ class Listing(Protocol):
         out; `in_use`, by what it is used, as far as the driver knows; `links`, how it is connected to each device that
         has links, in their order and with blanks between.
         """
-
-
-class Columns(Protocol):
-    """A driver that says which properties `discover` shows to people. Without this it shows all."""
-
-    #: By heading, in the order in which they stand: of the properties the first that a device has.
-    columns: Mapping[str, Sequence[str]]
-
-
-class Recording(Protocol):
-    """A driver that can describe this host."""
+        raise NotOfferedError("it has no devices()")
 
     def record(self) -> str:
         """Return the text of a file that its option `simulate` takes, without anything that names the host."""
-
-
-class Environment(Protocol):
-    """A driver whose devices are handed to a process by environment variables."""
+        raise NotOfferedError("it has no record()")
 
     def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
         """Return the variables for a process that is to use exactly these devices."""
-
-
-class Holders(Protocol):
-    """A driver whose devices are coordinated between the processes of a host."""
+        del infos
+        raise NotOfferedError("it has no environment(infos)")
 
     def held(self, owner: "Owner | None" = None) -> Collection["Holding"]:
         """Return who holds which device, dead owners included; only what one owner holds, if that is given."""
+        del owner
+        raise NotOfferedError("it has no held()")
 
     def drop(self, which: Callable[["Holding"], bool]) -> Collection["Holding"]:
         """Strike out the claims for which `which` answers True, and return them."""
-
-
-class Queueing(Protocol):
-    """A driver that may wait for devices which others hold, in the queue of a coordination file.
-
-    A process that has several resources retrieves them in the order of these files: two that wait for the same ones
-    then never hold one each and wait for the other.
-    """
-
-    #: None if nothing is coordinated.
-    coordination_file: str | None
-    #: Seconds that `retrieve_resource_info` waits at most.
-    wait: float
-
-
-class Keeping(Protocol):
-    """A driver whose claims rest on something that an exec would end."""
-
-    def keep_over_exec(self) -> Collection[str] | None:
-        """Let what was retrieved outlast an exec of this process: it stays the owner, and close() is never called.
-
-        Return the names of the grants, if processes inside of that program may take shares of them.
-        """
+        del which
+        raise NotOfferedError("it has no drop()")
 
 
 class Described(Protocol):

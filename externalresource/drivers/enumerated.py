@@ -12,7 +12,7 @@ from typing import Any
 from externalresource.coordination import Claim, Coordination, Holding, Owner, first
 from externalresource.coordination.own_claims import Grants
 from externalresource.drivers import options as option_parser
-from externalresource.drivers.contract import ExternalResourceInfo, hookimpl
+from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, hookimpl
 from externalresource.drivers.options import Option
 from externalresource.errors import (
     ConfigurationError,
@@ -161,7 +161,7 @@ def driver(
     return make
 
 
-class DeviceDriver:
+class DeviceDriver(ExternalResourceDriver):
     """Hands out the devices that a function enumerates."""
 
     def __init__(
@@ -177,17 +177,11 @@ class DeviceDriver:
         self._environment = environment
         path = options.coordination_file or _default_file(device_class)
         self._grants = Grants(Coordination(path, device_class, pause=self._pause))
+        self.coordination_file = path if options.enable_coordination_mode else None
+        self.wait = options.wait
         self._now: Mapping[str, Device] = {}
         self._seen = 0.0
         self._told = False
-
-    @property
-    def coordination_file(self) -> str | None:
-        return self._grants.coordination.path if self._options.enable_coordination_mode else None
-
-    @property
-    def wait(self) -> float:
-        return self._options.wait
 
     def retrieve_resource_info(self, amount: int) -> set[ExternalResourceInfo]:
         """Return `amount` devices for this process. NotEnoughDevicesError says why there are not so many."""
@@ -259,7 +253,9 @@ class DeviceDriver:
 
     def _pause(self, seconds: float, reason: str) -> None:
         """Wait, say once for whom, and see what has become of the devices meanwhile."""
-        if not self._told:
+        if self.on_wait is not None:
+            self.on_wait(reason)
+        elif not self._told:
             self._told = True
             _log(f"waiting for {self._class}: {reason}")
         time.sleep(seconds)

@@ -55,7 +55,9 @@ def installed(timeout: float) -> list[Plugin]:
         answers = pool.map(lambda point: _tried(point, timeout), points)
         found = [_plugin(point, answer) for point, answer in zip(points, answers, strict=True)]
     names = Counter(plugin.name for plugin in found)
-    return [_ambiguous(plugin, found) if names[plugin.name] > 1 else plugin for plugin in found]
+    return [
+        _judged(plugin, found) if names[plugin.name] > 1 or plugin.name in loading.OURS else plugin for plugin in found
+    ]
 
 
 def record(plugin: Plugin) -> dict[str, object]:
@@ -117,10 +119,19 @@ def _plugin(point: EntryPoint, answer: Mapping[str, Any]) -> Plugin:
     )
 
 
-def _ambiguous(plugin: Plugin, found: Sequence[Plugin]) -> Plugin:
-    others = [other for other in found if other.name == plugin.name and other is not plugin]
-    by = " and ".join(f"{other.distribution} {other.version}" for other in others)
-    problem = f"is ambiguous: {by} provides this name, too; uninstall one, or name the import path {plugin.entry_point}"
+def _judged(plugin: Plugin, found: Sequence[Plugin]) -> Plugin:
+    """Return the plugin with what keeps it from being had by its name."""
+    ours = loading.OURS.get(plugin.name)
+    if ours == plugin.entry_point:
+        return plugin
+    if ours is not None:
+        problem = f"has a name of ours, which is used: write the import path {plugin.entry_point} instead"
+    else:
+        others = [other for other in found if other.name == plugin.name and other is not plugin]
+        by = " and ".join(f"{other.distribution} {other.version}" for other in others)
+        problem = (
+            f"is ambiguous: {by} provides this name, too; uninstall one, or name the import path {plugin.entry_point}"
+        )
     return replace(plugin, problem="; it ".join(filter(None, (plugin.problem, problem))))
 
 
@@ -164,7 +175,7 @@ def answer(value: str) -> NoReturn:
 
 def _described(point: EntryPoint) -> dict[str, object]:
     try:
-        plugin = loading.load("", point.load)
+        plugin = loading.load("", point.load, None)
         loading.hook("", plugin)
     except PluginError as error:
         return {"problem": str(error).strip()}

@@ -1,14 +1,13 @@
 """From the name of a factory to a driver. Only what is named is imported."""
 
-import importlib
 import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import EntryPoint, entry_points
-from typing import cast
+from contextlib import nullcontext
+from types import MappingProxyType
 
 import pluggy
 
-from externalresource.drivers.containment import Late, bounded
+from externalresource.drivers.containment import watched
 from externalresource.drivers.contract import (
     API_VERSION,
     PROJECT,
@@ -17,7 +16,23 @@ from externalresource.drivers.contract import (
 )
 from externalresource.errors import ExternalResourceError, PluginError, cause, did_you_mean
 
-IMPORT_TIMEOUT = 60.0  # seconds: some libraries take long from a network's file system; who imports before is not bound
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+IMPORT_TIMEOUT = 60.0  # seconds until the log says that an import takes long, as from a network's file system
+
+#: Our own plugins. Their names are ours, whoever else offers them, and need no look at what is installed.
+OURS: Mapping[str, str] = MappingProxyType(
+    {
+        "amd": "externalresource_amd.driver:amd",
+        "gpu": "externalresource_gpu.driver:GPUDriverFactory",
+        "nvme": "externalresource_nvme.driver:nvme",
+        "org.apache.flink.externalresource.gpu.GPUDriverFactory": "externalresource_gpu.driver:GPUDriverFactory",
+        "rdma": "externalresource_rdma.driver:rdma",
+        "script": "externalresource_script.driver:ScriptDriverFactory",
+    }
+)
 
 
 def create_driver(
@@ -25,12 +40,18 @@ def create_driver(
 ) -> ExternalResourceDriver:
     """Return the driver that a factory makes of these options.
 
-    `factory` is the entry point of an installed plugin (`gpu`, or Flink's class name for it), or an import path
-    (`package.module:Class`). Raises PluginError, which names plugin, entry point, distribution and cause; what the
-    factory itself raises of our errors comes through as it is.
+    `factory` is one of our names (`gpu`, or Flink's class name for it), the entry point of an installed plugin, or an
+    import path (`package.module:Class`). A driver that is a plain object is adapted to ExternalResourceDriver. Raises
+    PluginError, which names plugin, entry point, distribution and cause; what the factory itself raises of our errors
+    comes through as it is.
     """
-    name, find = _import_path(factory) if ":" in factory else _entry_point(factory)
-    create = hook(name, load(name, find, import_timeout))
+    if factory in OURS:
+        name, find = f"plugin {factory!r}", _finder(OURS[factory])
+    elif ":" in factory:
+        name, find = f"plugin {factory!r} (import path)", _finder(factory)
+    else:
+        name, find = _entry_point(factory)
+    create = hook(name, load(name, find, None if factory in OURS else import_timeout))
     try:
         driver = create(options=options)
     except ExternalResourceError:
@@ -41,26 +62,39 @@ def create_driver(
         raise PluginError(f"{name} could not create a driver: {cause(error)}") from error
     if driver is None:
         raise PluginError(f"{name} created no driver: its create_external_resource_driver returned None")
-    return cast("ExternalResourceDriver", driver)
+    return driver if isinstance(driver, ExternalResourceDriver) else _Adapted(driver)
 
 
-def installed(name: str | None = None) -> list[EntryPoint]:
+class _Adapted(ExternalResourceDriver):
+    """A stranger's driver that is a plain object: what it has stands before the answers of the base class."""
+
+    def __init__(self, plain: object) -> None:
+        self.plain = plain
+        for name in vars(ExternalResourceDriver):
+            if not name.startswith("_") and hasattr(plain, name):
+                setattr(self, name, getattr(plain, name))
+
+
+def installed(name: str | None = None) -> "list[EntryPoint]":
     """Return the entry points of all plugins, or those of a name; once each, though a package may be found twice."""
+    from importlib.metadata import entry_points
+
     found = entry_points(group=PROJECT) if name is None else entry_points(group=PROJECT, name=name)
     points = {(point.name, distribution(point), point.value): point for point in found}
     return [points[key] for key in sorted(points)]
 
 
-def load(name: str, find: Callable[[], object], timeout: float = IMPORT_TIMEOUT) -> object:
-    """Return the factory that is found; an instance, if that is a class. PluginError if it is not for us."""
+def load(name: str, find: Callable[[], object], timeout: float | None = IMPORT_TIMEOUT) -> object:
+    """Return the factory that is found; an instance, if that is a class. PluginError if it is not for us.
+
+    After `timeout` seconds the log says that this takes long: nothing can end an import from outside.
+    """
     try:
-        with bounded(timeout, f"the import of {name}"):
+        with watched(timeout, f"the import of {name}") if timeout else nullcontext():
             found = find()
             plugin = found() if isinstance(found, type) else found
     except KeyboardInterrupt:
         raise
-    except Late:
-        raise PluginError(f"{name} could not be loaded: its import had not ended after {timeout:g} s") from None
     except BaseException as error:  # SystemExit, and what libraries derive beside Exception: pyo3's PanicException
         raise PluginError(f"{name} could not be loaded: {cause(error)}") from error
     version = api_version(plugin)
@@ -95,14 +129,14 @@ def api_version(plugin: object) -> object:
     return getattr(plugin, "api_version", getattr(module, "api_version", None))
 
 
-def distribution(point: EntryPoint) -> str:
+def distribution(point: "EntryPoint") -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
 
 
 def _entry_point(factory: str) -> tuple[str, Callable[[], object]]:
     named = installed(factory)  # of the others the metadata is not read
     if not named:
-        known = sorted({point.name for point in installed()})
+        known = sorted({*OURS, *(point.name for point in installed())})
         raise PluginError(
             f"no installed plugin is called {factory!r} (installed: {', '.join(known) or 'none'}; an import path is "
             f"written package.module:Class){did_you_mean(factory, known)}"
@@ -116,13 +150,16 @@ def _entry_point(factory: str) -> tuple[str, Callable[[], object]]:
     return f"plugin {factory!r} (entry point {point.value} of {distribution(point)})", point.load
 
 
-def _import_path(factory: str) -> tuple[str, Callable[[], object]]:
-    module, _, attribute = factory.partition(":")
+def _finder(path: str) -> Callable[[], object]:
+    """Return what imports `package.module:name`."""
+    module, _, attribute = path.partition(":")
 
     def find() -> object:
+        import importlib
+
         found: object = importlib.import_module(module)
         for part in filter(None, attribute.split(".")):
             found = getattr(found, part)
         return found
 
-    return f"plugin {factory!r} (import path)", find
+    return find

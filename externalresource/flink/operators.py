@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from externalresource.coordination import Claim, identify, runs_around
-from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo
+from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, NotOfferedError
 from externalresource.drivers.enumerated import Device, DeviceInfo
 from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, DiscoveryError, PluginError, did_you_mean
@@ -85,9 +85,8 @@ def _resource(name: str, found: TaskManager, resources: Sequence[ResourceConfig]
 def _infos(
     driver: ExternalResourceDriver, found: TaskManager, resource: ResourceConfig, exclusive: int | None
 ) -> AbstractSet[ExternalResourceInfo]:
-    path = getattr(driver, "coordination_file", None)
-    if path is not None:
-        return _held(driver, path, found, resource, exclusive)
+    if driver.coordination_file is not None:
+        return _held(driver, driver.coordination_file, found, resource, exclusive)
     if exclusive is not None:
         raise ConfigurationError(
             f"exclusive devices of {resource.name!r} need coordination, which says who has which: add "
@@ -99,15 +98,13 @@ def _infos(
 def _variables(
     driver: ExternalResourceDriver, infos: AbstractSet[ExternalResourceInfo], name: str
 ) -> Mapping[str, str]:
-    make = getattr(driver, "environment", None)
-    if make is None:
-        raise PluginError(f"the driver of {name!r} sets no environment variables: it has no environment(infos)")
     try:
-        variables: Mapping[str, str] = make(infos)
+        return driver.environment(infos)
+    except NotOfferedError as error:
+        raise PluginError(f"the driver of {name!r} sets no environment variables: {error}") from None
     except PluginError:  # it needs more than the coordination file tells
         names = {_name(info) for info in infos}
-        variables = make([info for info in getattr(driver, "devices", list)() if _name(info) in names])
-    return variables
+        return driver.environment([info for info in driver.devices() if _name(info) in names])
 
 
 def _info(claim: Claim) -> DeviceInfo:
@@ -122,10 +119,10 @@ def _name(info: ExternalResourceInfo) -> str | None:
 def _held(
     driver: ExternalResourceDriver, path: str, found: TaskManager, resource: ResourceConfig, exclusive: int | None
 ) -> AbstractSet[ExternalResourceInfo]:
-    held = getattr(driver, "held", None)
-    if held is None:
-        raise PluginError(f"the driver of {resource.name!r} cannot tell what the TaskManager holds: it has no held()")
-    holdings, manager = held(), identify(found.pid)
+    try:
+        holdings, manager = [*driver.held()], identify(found.pid)
+    except NotOfferedError as error:
+        raise PluginError(f"the driver of {resource.name!r} cannot tell what the TaskManager holds: {error}") from None
     its = [each for each in holdings if each.owner.same_process(manager)]
     outer = frozenset[str]().union(*runs_around())  # a TaskManager that `externalresource run` became holds more
     mine = [each for each in its if each.owner.grant not in outer] or its

@@ -3,20 +3,22 @@
 import pickle
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 
-from externalresource.drivers.contract import ExternalResourceInfo
+from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, NotOfferedError
 from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, PluginError
 from externalresource.testing.process import Process, Properties, properties
 
 __all__ = ["Bench", "DriverConformance"]
+
+T = TypeVar("T")
 
 # What the framework sets for every driver, and no driver may take for right.
 _WRONG = {
@@ -39,10 +41,10 @@ class Bench:
         self.folder.mkdir()
         self.ending = ExitStack()
 
-    def driver(self, options: Mapping[str, str], **more: str) -> Any:
+    def driver(self, options: Mapping[str, str], **more: str) -> ExternalResourceDriver:
         """Return a driver in this process."""
         driver = create_driver(self._factory, {**self._common, **options, **_dashed(more)})
-        self.ending.callback(getattr(driver, "close", lambda: None))
+        self.ending.callback(driver.close)
         return driver
 
     def process(self, options: Mapping[str, str], **more: str) -> Process:
@@ -164,21 +166,22 @@ class DriverConformance:
 
     def test_holders_are_shown(self, bench: Bench) -> None:
         options = self.machine(bench.folder, 2)
-        shown = _offered(bench.driver(options), "held")
+        shown = bench.driver(options)
+        _offered(shown.held)
         owner = bench.process(options)
         names = {_name(info) for info in owner.retrieve(1)}
-        held = {(holding.owner.pid, holding.claim.uuid or holding.claim.token) for holding in shown()}
+        held = {(holding.owner.pid, holding.claim.uuid or holding.claim.token) for holding in shown.held()}
         _hold(held == {(owner.pid, name) for name in names}, f"{owner.pid} holds {names}, and held() shows {held}")
 
     def test_listing_agrees_with_what_is_handed_out(self, bench: Bench) -> None:
         driver = bench.driver(self.machine(bench.folder, 2))
-        listed = _names(_offered(driver, "devices")())
+        listed = _names(_offered(driver.devices))
         handed_out = _names(driver.retrieve_resource_info(2))
         _hold(listed == handed_out, f"devices() shows {listed}, handed out are {handed_out}")
 
     def test_unusable_device_is_shown_and_not_handed_out(self, bench: Bench) -> None:
         driver = bench.driver(_given(self.unusable(bench.folder), "unusable"))
-        listed = list(_offered(driver, "devices")())
+        listed = list(_offered(driver.devices))
         usable = _names([info for info in listed if info.get_property("unusable") is None])
         _hold(0 < len(usable) < len(listed), f"of {len(listed)} devices {len(usable)} have no property `unusable`")
         handed_out = _names(driver.retrieve_resource_info(len(usable)))
@@ -209,7 +212,7 @@ class DriverConformance:
     def test_enumeration_that_fails_is_an_error(self, bench: Bench) -> None:
         driver = bench.driver(_given(self.failing(bench.folder), "failing"))
         _refused(DiscoveryError, "a device where the enumeration fails", _retrieval(driver, 1))
-        if hasattr(driver, "devices"):
+        with suppress(NotOfferedError):
             _refused(DiscoveryError, "a listing where the enumeration fails", driver.devices)
 
     def test_enumeration_that_takes_too_long_is_an_error(self, bench: Bench) -> None:
@@ -225,6 +228,7 @@ class DriverConformance:
 
     def test_property_that_a_device_has_not_is_none(self, bench: Bench) -> None:
         (info,) = bench.driver(self.machine(bench.folder, 1)).retrieve_resource_info(1)
+        value: object
         try:
             value = info.get_property("no-such-property")
         except LookupError as error:
@@ -240,7 +244,8 @@ class DriverConformance:
     def test_infos_of_two_devices_differ(self, bench: Bench) -> None:
         one, other = bench.driver(self.machine(bench.folder, 2)).retrieve_resource_info(2)
         _hold(one != other, f"infos of two devices are equal: {one!r} and {other!r}")
-        _hold(one != _name(properties(one)), f"the info {one!r} is equal to a text")
+        text: object = _name(properties(one))
+        _hold(one != text, f"the info {one!r} is equal to a text")
 
     def test_infos_outlast_pickling(self, bench: Bench) -> None:
         (info,) = bench.driver(self.machine(bench.folder, 1)).retrieve_resource_info(1)
@@ -252,10 +257,9 @@ class DriverConformance:
 
     def test_environment_tells_devices_apart(self, bench: Bench) -> None:
         driver = bench.driver(self.machine(bench.folder, 2))
-        environment = _offered(driver, "environment")
         one, other = driver.retrieve_resource_info(2)
         try:
-            variables = [dict(environment(infos)) for infos in ([one], [other], [one, other])]
+            variables = [dict(_offered(partial(driver.environment, infos))) for infos in ([one], [other], [one, other])]
         except PluginError as error:
             pytest.skip(f"the devices have no variables: {error}")
         texts = [text for found in variables for pair in found.items() for text in pair]
@@ -313,11 +317,11 @@ def _given(options: Mapping[str, str] | None, hook: str) -> Mapping[str, str]:
     return options
 
 
-def _offered(driver: Any, method: str) -> Callable[..., Any]:
-    found: Callable[..., Any] | None = getattr(driver, method, None)
-    if found is None:
-        pytest.skip(f"the driver has no {method}()")
-    return found
+def _offered(ask: Callable[[], T]) -> T:
+    try:
+        return ask()
+    except NotOfferedError as error:
+        pytest.skip(str(error).replace("it has", "the driver has", 1))
 
 
 def _names(infos: Any) -> list[str]:

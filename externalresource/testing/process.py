@@ -10,11 +10,12 @@ import select
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from externalresource import errors
-from externalresource.drivers.contract import ExternalResourceInfo
+from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, NotOfferedError
 from externalresource.drivers.loading import create_driver
 from externalresource.errors import ExternalResourceError
 
@@ -102,7 +103,7 @@ def properties(info: ExternalResourceInfo) -> Properties:
 
 def main() -> None:
     factory, options, descriptor = sys.argv[1:]
-    driver: Any = None
+    driver: ExternalResourceDriver | None = None
     os.set_inheritable(int(descriptor), False)  # or a child of the driver would hold it open
     with os.fdopen(int(descriptor), "w", encoding="utf-8") as answers:
         for line in sys.stdin:
@@ -115,29 +116,28 @@ def main() -> None:
             print(json.dumps(answer), file=answers, flush=True)
 
 
-def _retrieve(driver: Any, amount: int) -> list[Properties]:
+def _retrieve(driver: ExternalResourceDriver, amount: int) -> list[Properties]:
     return [properties(info) for info in driver.retrieve_resource_info(amount)]
 
 
-def _close(driver: Any) -> None:
-    getattr(driver, "close", lambda: None)()
+def _close(driver: ExternalResourceDriver) -> None:
+    driver.close()
 
 
-def _devices(driver: Any) -> list[Properties]:
+def _devices(driver: ExternalResourceDriver) -> list[Properties]:
     return [properties(info) for info in driver.devices()]
 
 
-def _all(driver: Any) -> None:
+def _all(driver: ExternalResourceDriver) -> None:
     """Use all that a driver has."""
     infos = driver.retrieve_resource_info(1)
-    for name in ("devices", "held"):
-        getattr(driver, name, list)()
-    if hasattr(driver, "environment"):
-        driver.environment(infos)
+    for use in (driver.devices, driver.held, lambda: driver.environment(infos)):
+        with suppress(NotOfferedError):
+            use()
     _close(driver)
 
 
-def _fork(driver: Any) -> int:
+def _fork(driver: ExternalResourceDriver) -> int:
     """Return the exit status of a forked child that closes the driver, and ends as a program of Python does."""
     child = os.fork()
     if child == 0:

@@ -215,7 +215,7 @@ def test_release_strikes_out_what_the_dead_hold_and_nothing_else(environment: di
     with held_by_a_living_owner(environment) as owner:
         call(environment, "run", "gpu=1", "--", "true")
         done = call(environment, "release", "--dead")
-        assert re.fullmatch(r"released 0, held by pid \d+\n", done.stdout)
+        assert re.fullmatch(r"released 1, held by pid \d+\n", done.stdout)  # 0 went to the living one
         assert [line.split()[1] for line in ledger.read_text().splitlines()] == [str(owner.pid)]
         owner.kill()
 

@@ -202,6 +202,7 @@ def test_outside_a_task_manager_nothing_that_costs_is_imported() -> None:
     loaded = set(subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True).stdout.split())
     assert {module for module in loaded if module.startswith(b"externalresource")} == {
         b"externalresource",
+        b"externalresource.faces",
         b"externalresource.flink",
         b"externalresource.flink.task_manager",
     }

@@ -134,7 +134,7 @@ def test_script_says_itself_by_which_variables_a_process_knows_its_devices(scrip
         """echo '{"index":0,"environment":{"XCL":"b0","X":"1"}}'; echo '{"index":1,"environment":{"XCL":"b1"}}'"""
     )
     made = driver(path)
-    assert made.environment(made.retrieve_resource_info(2)) == {"XCL": "b0,b1", "X": "1"}  # type: ignore[attr-defined]
+    assert made.environment(made.retrieve_resource_info(2)) == {"XCL": "b0,b1", "X": "1"}
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_script_says_itself_by_which_variables_a_process_knows_its_devices(scrip
 )
 def test_variable_is_named_after_the_class(script: Script, name: str, more: dict[str, str], variable: str) -> None:
     made = driver(script("echo 0; echo 1", name=name), **more)
-    assert made.environment(made.retrieve_resource_info(2)) == {variable: "0,1"}  # type: ignore[attr-defined]
+    assert made.environment(made.retrieve_resource_info(2)) == {variable: "0,1"}
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_class_is_the_name_of_the_scripts_file_unless_it_is_given(
 )
 def test_each_class_has_a_coordination_file_of_its_own(script: Script, more: dict[str, str], ledger: str) -> None:
     made = driver(script("echo 0"), enable_coordination_mode="true", **more)
-    assert made.coordination_file == ledger  # type: ignore[attr-defined]
+    assert made.coordination_file == ledger
 
 
 @pytest.mark.parametrize("name", ["", "../fpga", "my fpga", "0", "x" * 65, "é", "a\n"])
@@ -238,7 +238,7 @@ def test_script_that_hangs_is_killed_at_its_deadline(script: Script) -> None:
 
 def test_script_may_have_more_time_than_drivers_have_by_default(script: Script) -> None:
     made = driver(script("echo 0"), **{"discovery-script.timeout": "30"})
-    assert made._options.timeout == 30  # type: ignore[attr-defined]
+    assert made._options.timeout == 30  # type: ignore[attr-defined] # of a driver that is made by @driver
 
 
 def test_script_that_prints_without_end_is_killed_too(script: Script) -> None:
@@ -263,7 +263,7 @@ def test_missing_and_unusable_scripts_are_told_when_devices_are_wanted(script: S
 
 def test_who_holds_what_is_known_without_the_script(tmp_path: Path) -> None:
     made = driver(f"{tmp_path}/gone.sh", coordination_file=str(tmp_path / "ledger"))
-    assert made.held(identify(os.getpid())) == []  # type: ignore[attr-defined]
+    assert made.held(identify(os.getpid())) == []
 
 
 @pytest.mark.parametrize(

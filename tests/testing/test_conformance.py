@@ -124,7 +124,7 @@ def test_what_a_driver_or_its_tests_have_not_is_skipped_with_the_reason(said: st
         "the class of the tests has no slow(folder) that makes such a machine",
         "the class of the tests has no unusable(folder) that makes such a machine",
         "the driver has no devices()",
-        "the driver has no environment()",
+        "the driver has no environment(infos)",
         "the driver has no held()",
         "wrong_options is empty: no value of the driver's own options is known to be wrong",
     ]

@@ -115,6 +115,7 @@ def test_plugin_imports_nothing_before_it_is_used() -> None:
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == [
         "externalresource",
+        "externalresource.faces",
         "externalresource.testing",
         "externalresource.testing.pytest_plugin",
     ]

@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from externalresource.coordination import Coordination, Holding, in_container, pid_here, whereabouts
-from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, properties
+from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, NotOfferedError, properties
 from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, PluginError, cause
 from externalresource.flink.configuration import Written
@@ -70,8 +70,7 @@ def ledger(resource: Written | None) -> Ledger | None:
     else:
         path = coordination_file(resource, _FLINKS_FILE)
         return Ledger(path, Coordination(path, _GPU).held) if path else None
-    path, held = getattr(found, "coordination_file", None), getattr(found, "held", None)
-    return Ledger(path, partial(_asked, held)) if path and held else None
+    return Ledger(found.coordination_file, partial(_asked, found.held)) if found.coordination_file else None
 
 
 def _asked(ask: Callable[[], Iterable[_T]]) -> list[_T]:
@@ -89,8 +88,10 @@ def devices(resource: Written | None, environment: Mapping[str, str], order: str
     name = resource.name if resource else _GPU
     try:
         found = driver(resource)
-        listed = getattr(found, "devices", None)
-        infos = _asked(listed) if listed else None
+        infos = _asked(found.devices)
+    except NotOfferedError:
+        yield NotLooked(f"devices of {name!r}", "its driver does not show them")
+        return
     except ConfigurationError as error:
         yield _refused(name, resource, str(error))
         return
@@ -100,9 +101,6 @@ def devices(resource: Written | None, environment: Mapping[str, str], order: str
         return
     except ExternalResourceError as error:
         yield NotLooked(f"devices of {name!r}", str(error))
-        return
-    if infos is None:
-        yield NotLooked(f"devices of {name!r}", "its driver does not show them")
         return
     yield Looked(f"devices of {name!r}")
     yield from _too_few(name, resource, infos, environment)
@@ -130,6 +128,8 @@ def coordination(resource: Written | None) -> Iterator[Note]:
     yield from _foreign(found.path)
     try:
         held = found.held()
+    except NotOfferedError:
+        return
     except PluginError as error:
         yield NotLooked(f"claims in {found.path}", str(error))
         return
