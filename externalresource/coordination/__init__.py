@@ -15,9 +15,9 @@ if TYPE_CHECKING:
         pid_here,
         program_of,
     )
-    from externalresource.coordination.holders import Runs, run_variable, runs_around
+    from externalresource.coordination.inside import run_variable, runs_around
     from externalresource.coordination.ledger import Claim
-    from externalresource.coordination.life_lock import Witness
+    from externalresource.coordination.lock import flock
     from externalresource.coordination.matching import Claimable
     from externalresource.coordination.own_claims import Grants
     from externalresource.coordination.process import Owner, identify
@@ -31,9 +31,8 @@ __all__ = [
     "Grants",
     "Holding",
     "Owner",
-    "Runs",
-    "Witness",
     "first",
+    "flock",
     "identify",
     "in_container",
     "is_here",
@@ -55,11 +54,10 @@ _HOME = {
     "new_grant": "claims",
     "pid_here": "claims",
     "program_of": "claims",
-    "Runs": "holders",
-    "run_variable": "holders",
-    "runs_around": "holders",
+    "run_variable": "inside",
+    "runs_around": "inside",
     "Claim": "ledger",
-    "Witness": "life_lock",
+    "flock": "lock",
     "Claimable": "matching",
     "Grants": "own_claims",
     "Owner": "process",

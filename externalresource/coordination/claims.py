@@ -3,54 +3,30 @@
 Flink's own script edits the very file that it locks, and so hands out devices twice.
 """
 
-import contextlib
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
 
 from externalresource.coordination import holders, ledger, life_lock, matching, queue
 from externalresource.coordination import process as processes
-from externalresource.coordination.holders import Runs, run_variable, runs_around
+from externalresource.coordination.inside import runs_around
 from externalresource.coordination.ledger import Claim
-from externalresource.coordination.life_lock import Witness
-from externalresource.coordination.lock import locked
-from externalresource.coordination.matching import Claimable, D
-from externalresource.coordination.process import Observer, Owner, identify
+from externalresource.coordination.life_lock import LifeLock
+from externalresource.coordination.lock import Lock, Try, by_filelock
+from externalresource.coordination.matching import Claimable
+from externalresource.coordination.process import Observer, Owner
 from externalresource.coordination.queue import Place
-from externalresource.coordination.request import (
-    Choose,
-    NeverEnoughError,
-    Request,
-    TooFewError,
-    bounded,
-    choice,
-    refusal,
-)
+from externalresource.coordination.request import NeverEnoughError, Request, TooFewError, bounded, choice, refusal
 from externalresource.errors import ConfigurationError, CoordinationError, NotEnoughDevicesError
+from externalresource.records import record, replace
 
-__all__ = [
-    "Choose",
-    "Claim",
-    "Claimable",
-    "Coordination",
-    "Holding",
-    "Owner",
-    "Runs",
-    "Witness",
-    "first",
-    "identify",
-    "in_container",
-    "is_here",
-    "lives",
-    "new_grant",
-    "pid_here",
-    "program_of",
-    "run_variable",
-    "runs_around",
-]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from typing import Any
+
+    from externalresource.coordination.matching import D
+    from externalresource.coordination.request import Choose
 
 DEFAULT_TIMEOUT = 9.0  # seconds: Flink's 10 for a discovery script, less its start
 _PAUSE = 0.05, 0.5  # seconds between two looks of a waiting process: the first, and the longest
@@ -58,7 +34,8 @@ _FEW = 128  # claims, more than 16 GPUs have slices: a look at the holders of mo
 _LEAVING = 0.5  # seconds for the lock to be free when a waiting process gives up
 
 
-class Holding(NamedTuple):  # records that the discovery script needs at each start: a dataclass costs 0.4 ms more
+@record
+class Holding:
     """What one process holds, as `status` shows it."""
 
     claim: Claim
@@ -72,7 +49,7 @@ class Holding(NamedTuple):  # records that the discovery script needs at each st
     share_of: Owner | None = None
 
 
-def first(free: Sequence[D], claims: Sequence[Claim], amount: int) -> Sequence[D]:
+def first(free: "Sequence[D]", claims: Sequence[Claim], amount: int) -> "Sequence[D]":
     """Return the first `amount` of the free devices, none a slice of another; NotEnoughDevicesError if too few are."""
     del claims
     return matching.apart(free, amount)
@@ -111,9 +88,10 @@ def lives(owner: Owner) -> bool:
 class Coordination:
     """The devices of one class on this host, as the processes that share one coordination file divide them.
 
-    `pause` is called with seconds and a reason between two looks of a process that waits for devices. Within one of the
-    `runs` (by default those that this process is inside of), the innermost that lives and has devices here, who claims
-    gets a share of that one's.
+    `lock` tries to lock an open file without waiting, as `flock` does, too. `in_container` tells whether there may be
+    processes to which an owner's pid means nothing; it is given a life lock then. `pause` is called with seconds and a
+    reason between two looks of a process that waits for devices. Within one of the `runs` (by default those that this
+    process is inside of), the innermost that lives and has devices here, who claims gets a share of that one's.
     """
 
     def __init__(
@@ -121,29 +99,33 @@ class Coordination:
         path: str,
         device_class: str,
         *,
+        lock: Try = by_filelock,
+        in_container: Callable[[], bool] = in_container,
         gone: Callable[[Owner, Observer], bool] = processes.gone,
         pause: Callable[[float, str], None] = lambda seconds, _reason: time.sleep(seconds),
-        runs: Runs | None = None,
+        runs: Sequence[frozenset[str]] | None = None,
     ) -> None:
         self.path = path
         self._class = device_class
+        self.in_container = in_container
+        self._lock = lock
         self._gone = gone
         self._pause = pause
         self._runs = runs_around() if runs is None else runs
-        self._witnesses: dict[str, Witness] = {}
+        self._life_locks: dict[str, LifeLock] = {}
         self._known: tuple[str, Sequence[Claim]] = "", ()  # the file as last seen: mostly nobody has changed it since
 
     def claim(
         self,
-        devices: Sequence[D],
+        devices: "Sequence[D]",
         amount: int,
         owner: Owner,
         *,
-        choose: Choose[D] = first,
+        choose: "Choose[D]" = first,
         deadline: float | None = None,
         wait: float = 0,
-        suits: Callable[[D], bool] = lambda _device: True,
-    ) -> list[D]:
+        suits: "Callable[[D], bool]" = lambda _device: True,
+    ) -> "list[D]":
         """Record `amount` of the devices for `owner` and return them: none that a living owner may hold.
 
         `choose` picks among the free ones, under the lock, or raises NotEnoughDevicesError if none of them will do now;
@@ -165,8 +147,7 @@ class Coordination:
         except NotEnoughDevicesError as error:
             if wait <= 0 or isinstance(error, NeverEnoughError):
                 raise
-        with self._turn() as turn:
-            return self._claim_in_turn(request, turn, end, math.inf if deadline is None else deadline + wait)
+        return self._claim_in_queue(request, end, None if deadline is None else deadline + wait)
 
     def release(self, devices: Iterable[Claimable], owner: Owner, *, deadline: float | None = None) -> int:
         """Give back those of the devices that this owner holds; return how many those were."""
@@ -198,39 +179,42 @@ class Coordination:
         holdings = [holding for _, held in self._held(self._read()) for holding in held]
         return [holding for holding in holdings if owner is None or holding.owner.same_process(owner)]
 
-    @contextlib.contextmanager
-    def _witnessed(self, owner: Owner) -> Iterator[Owner]:
-        """Give the owner a stand-in where it needs one: not earlier, lest one that waits and is killed leave it."""
-        if owner.witness is not None or not in_container():
-            yield owner
-            return
-        stand_in = self._stand_in(owner)
-        try:
-            yield replace(owner, witness=stand_in.name)
-        except BaseException:
-            stand_in.close()
-            raise
-        self._witnesses[stand_in.name] = stand_in
+    def _life_lock(self, owner: Owner) -> LifeLock | None:
+        """Return a lock by which other containers, where the owner's pid means nothing, see that it lives.
 
-    def _stand_in(self, owner: Owner) -> Witness:
-        """Return a lock by which other containers, where the owner's pid means nothing, see that it lives."""
+        Made only under the lock, lest one that waits and is killed leave it.
+        """
+        if owner.witness is not None or not self.in_container():
+            return None
         itself = owner.pid == os.getpid()
-        witness = Witness(self.path, inherited=not itself)
+        life = LifeLock(self.path, inherited=not itself)
         if not itself:
             try:
-                witness.post(owner)
+                life.post(owner)
             except CoordinationError:
-                witness.close()
+                life.close()
                 raise
-        return witness
+        return life
 
-    def _claim_in_turn(self, request: Request[D], turn: str, end: float, deadline: float) -> list[D]:
+    def _claim_in_queue(self, request: Request, end: float, deadline: float | None) -> "list[Any]":
+        """Claim under a place in the queue, which is kept by a lock and given up if this ends with an error."""
+        life = LifeLock(self.path)
+        try:
+            return self._claim_in_turn(request, life.name, end, deadline)
+        except BaseException:
+            self._leave(life.name)
+            raise
+        finally:
+            life.close()
+
+    def _claim_in_turn(self, request: Request, place: str, end: float, deadline: float | None) -> "list[Any]":
         """Claim as soon as those before leave enough; NotEnoughDevicesError at `end`."""
         seconds, longest = _PAUSE
         while True:
             now = time.monotonic()
+            patience = now + DEFAULT_TIMEOUT
             try:
-                return self._claim_now(request, min(now + DEFAULT_TIMEOUT, deadline), turn)
+                return self._claim_now(request, patience if deadline is None else min(patience, deadline), place)
             except NeverEnoughError:
                 raise
             except NotEnoughDevicesError as error:
@@ -240,44 +224,45 @@ class Coordination:
             self._pause(max(0, min(seconds, end - time.monotonic())), reason)
             seconds = min(seconds * 2, longest)
 
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[str]:
-        """Hold the lock of a place in the queue, which is given up if the block ends with an error."""
-        with contextlib.closing(Witness(self.path)) as turn:
-            try:
-                yield turn.name
-            except BaseException:
-                self._leave(turn.name)
-                raise
-
-    def _leave(self, turn: str) -> None:
+    def _leave(self, place: str) -> None:
         """Give up a place. Whoever comes next does it if the lock is not free: a place without its lock is none."""
-        with contextlib.suppress(CoordinationError), self._locked(time.monotonic() + _LEAVING):
-            places = queue.read(self.path)
-            before, behind = queue.around(places, turn)
-            self._write_queue(places, [*before, *behind])
+        try:
+            with self._locked(time.monotonic() + _LEAVING):
+                places = queue.read(self.path)
+                before, behind = queue.around(places, place)
+                self._write_queue(places, [*before, *behind])
+        except CoordinationError:
+            pass
 
-    def _claim_now(self, request: Request[D], deadline: float | None, turn: str | None) -> list[D]:
-        """Claim what is free and not kept for those who came before, or have a place in the queue under `turn`."""
+    def _claim_now(self, request: Request, deadline: float | None, name: str | None) -> "list[Any]":
+        """Claim what is free and not kept for those who came before, or have a place in the queue under `name`."""
         with self._locked(deadline):
             claimed = self._read()
             request = self._within(request, claimed)
             places = queue.read(self.path)
-            before, behind = queue.around(places, turn)
+            before, behind = queue.around(places, name)
             try:
                 claims, chosen = self._chosen(request, claimed, before)
             except NotEnoughDevicesError:
-                if turn is not None:
+                if name is not None:
                     suitable = [device for device in request.devices if request.suits(device)]
-                    place = queue.place(turn, request.amount, suitable, request.line)
+                    place = queue.place(name, request.amount, suitable, request.line)
                     self._write_queue(places, [*before, place, *behind])
                 raise
-            with self._witnessed(request.owner) as owner:
+            life = self._life_lock(request.owner)
+            try:
+                owner = replace(request.owner, witness=life.name) if life else request.owner
                 self._write_queue(places, [*before, *behind])  # before the claim, which stands once it is written
                 self._write(claimed, self._granted(request, claims, chosen, owner))
+            except BaseException:
+                if life:
+                    life.close()
+                raise
+            if life:
+                self._life_locks[life.name] = life
         return chosen
 
-    def _within(self, request: Request[D], claims: Sequence[Claim]) -> Request[D]:
+    def _within(self, request: Request, claims: Sequence[Claim]) -> Request:
         """Return the request bounded by the devices of the run that it is made in, if that has any here."""
         for grants in reversed(self._runs):
             here = processes.observer()
@@ -288,7 +273,7 @@ class Coordination:
         return request
 
     def _granted(
-        self, request: Request[D], claims: Sequence[Claim], chosen: Sequence[D], owner: Owner
+        self, request: Request, claims: Sequence[Claim], chosen: "Sequence[Any]", owner: Owner
     ) -> Sequence[Claim]:
         """Return the claims with what was chosen among them."""
         if not request.within:
@@ -303,12 +288,14 @@ class Coordination:
             queue.write(self.path, after)
 
     def _chosen(
-        self, request: Request[D], before: Sequence[Claim], ahead: Sequence[Place]
-    ) -> tuple[Sequence[Claim], list[D]]:
+        self, request: Request, before: Sequence[Claim], ahead: Sequence[Place]
+    ) -> "tuple[Sequence[Claim], list[Any]]":
         """Return the claims that stand, and what the request gets beside them; NotEnoughDevicesError if too little."""
         if len(before) > _FEW:
-            with contextlib.suppress(NotEnoughDevicesError):
+            try:
                 return before, choice(request, before, ahead)
+            except NotEnoughDevicesError:
+                pass
         living = {id(claim): [holding.living for holding in held] for claim, held in self._held(before)}
         claims = holders.narrowed(before, lambda claim: living[id(claim)])
         try:
@@ -316,8 +303,8 @@ class Coordination:
         except TooFewError as error:
             raise NotEnoughDevicesError(refusal(request, claims, error.free, ahead)) from None
 
-    def _locked(self, deadline: float | None) -> contextlib.AbstractContextManager[None]:
-        return locked(self.path, time.monotonic() + DEFAULT_TIMEOUT if deadline is None else deadline)
+    def _locked(self, deadline: float | None) -> "AbstractContextManager[None]":
+        return Lock(self.path, time.monotonic() + DEFAULT_TIMEOUT if deadline is None else deadline, self._lock)
 
     def _read(self) -> list[Claim]:
         text = ledger.content(self.path)
@@ -335,14 +322,14 @@ class Coordination:
         return list(claims)
 
     def _write(self, before: Sequence[Claim], after: Sequence[Claim]) -> None:
-        """Write the claims if they differ, and free the witnesses of those that are no more."""
+        """Write the claims if they differ, and free the life locks of those that are no more."""
         if len(before) == len(after) and list(before) == list(after):
             return
         self._known = ledger.write(self.path, after), after
         were, are = holders.witnesses(before), holders.witnesses(after)
         for name in were - are:
-            if name in self._witnesses:
-                self._witnesses.pop(name).close()
+            if name in self._life_locks:
+                self._life_locks.pop(name).close()
             else:
                 life_lock.remove(self.path, name)
         if were or are:

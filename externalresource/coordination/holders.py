@@ -5,33 +5,20 @@ another, a Python worker inside its TaskManager. The last has the device for its
 has ended is the owner then: a device is free once none of them lives.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from externalresource.coordination.ledger import Claim
 from externalresource.coordination.process import Observer, Owner
 
-_RUN = "EXTERNALRESOURCE_RUN"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 _FIELDS = (
     "start_time", "boot_id", "pid_namespace", "time_namespace", "uid", "program", "pidfd_inode",
     "witness", "until_children_exit", "since", "grant",
 )  # fmt: skip
-
-#: The grants of the runs that a process is inside of, the outermost first; of each one for each of its resources.
-Runs = Sequence[frozenset[str]]
-
-
-def runs_around() -> Runs:
-    """Return in which runs this process is, as its environment tells."""
-    return [frozenset(grants.split(",")) for grants in os.environ.get(_RUN, "").split(";") if grants]
-
-
-def run_variable(grants: Iterable[str]) -> dict[str, str]:
-    """Return the variable that tells a program that it runs on these grants of this process."""
-    around = [",".join(sorted(run)) for run in runs_around()]
-    return {_RUN: ";".join([*around, ",".join(sorted(grants))])}
 
 
 def of(claim: Claim, here: Observer) -> list[Owner]:
@@ -64,7 +51,7 @@ def witnesses(claims: Iterable[Claim]) -> set[str]:
     return {record["witness"] for record in records if "witness" in record}
 
 
-def recorded(owner: Owner) -> dict[str, Any]:
+def recorded(owner: Owner) -> "dict[str, Any]":
     """Return what the coordination file says of a holder besides its pid, as of now."""
     known = {
         "start_time": owner.start_time,
@@ -106,12 +93,12 @@ def _narrowed(claim: Claim, stay: Sequence[bool]) -> Claim | None:
     return Claim(claim.token, left[0]["pid"], {**device, **owner, **({"shares": left[1:]} if left[1:] else {})})
 
 
-def _shares(claim: Claim) -> Sequence[Mapping[str, Any]]:
+def _shares(claim: Claim) -> "Sequence[Mapping[str, Any]]":
     shares: Sequence[Mapping[str, Any]] = claim.details.get("shares", ())
     return shares
 
 
-def _holder(pid: int, record: Mapping[str, Any]) -> Owner:
+def _holder(pid: int, record: "Mapping[str, Any]") -> Owner:
     return Owner(
         pid=pid,
         start_time=record.get("start_time"),

@@ -7,19 +7,19 @@ A ledger that a cleaner of temporary files has removed must not mean that nothin
 file makes an empty ledger first, and the lock file says so: it tells a ledger that is lost from one that never was.
 """
 
-import contextlib
-import errno
 import functools
 import json
 import os
 import re
-import stat
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import quote, unquote
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from externalresource.coordination import safe_files
 from externalresource.errors import CoordinationError
+from externalresource.records import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # A byte order mark, or another character that nobody sees, would make a device's line one of another device.
 _LINE = re.compile(r"([!-~]+) ([1-9][0-9]{0,8})(?: (\{.*\}))?")
@@ -30,26 +30,12 @@ _TYPES = {  # of the fields that decide who holds what, where they stand
     "until_children_exit": bool,
 }
 _LARGEST_PID = 999_999_999
-_MODE = 0o644  # readable for all, whatever the umask: there are no secrets in it
-_LOCK_TEXT = "The lock of a coordination file. If that is missing beside this, its claims have been lost.\n"
-_LARGEST = 16 << 20  # bytes; 1,024 devices take 0.3 MB
-_PLAIN = "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"  # all that is printable but blanks and %
-_SHARING = "to share devices between users, give them a folder that they all may write and that is not sticky"
-_ADVICE = {
-    errno.ENOENT: "create its folder, or choose another file",
-    errno.EACCES: _SHARING,
-    errno.EPERM: _SHARING,
-    errno.EISDIR: "remove the folder that is there with .new at the end of its name",
-    errno.ENOLCK: "choose a file on a local file system",
-    errno.ENOSYS: "choose a file on a local file system",
-    errno.EBUSY: "a single file is mounted there: mount its folder instead",
-    errno.ENOSPC: "make room on its file system",
-    errno.EDQUOT: "make room in the quota of its file system",
-    errno.EROFS: "choose a file on a writable file system",
-}
+_LOCK_TEXT = b"The lock of a coordination file. If that is missing beside this, its claims have been lost.\n"
+_PLAIN = frozenset(range(0x21, 0x7F)) - {ord("%")}  # all that is printable but blanks and %
+_QUOTED = re.compile(rb"%([0-9A-Fa-f]{2})")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Claim:
     """One device in one owner's hands."""
 
@@ -57,9 +43,17 @@ class Claim:
     token: str
     pid: int
     #: What the third column says; empty for a line of Flink's own script. Fields that we do not know are kept.
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: "Mapping[str, Any]" = {}  # noqa: RUF012 - nobody changes it
     #: As it stands in the file, which is kept to the letter; empty if it does not stand there yet.
-    line: str = field(default="", compare=False, repr=False)
+    line: str = ""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Claim) and (self.token, self.pid, self.details) == (
+            other.token, other.pid, other.details
+        )  # fmt: skip
+
+    def __hash__(self) -> int:
+        return hash((self.token, self.pid))
 
     @property
     def uuid(self) -> str | None:
@@ -86,59 +80,27 @@ def read(path: str) -> list[Claim]:
 
 def content(path: str) -> str:
     """Return the text of the file, to be parsed; empty if there never was one. CoordinationError if it is lost."""
-    text = read_text(path)
-    if not text and not os.path.lexists(path):
+    raw = safe_files.read(path)
+    if not raw and not os.path.lexists(path):
         _check_never_was(path)
-    return text
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise CoordinationError(_unreadable(path, line, "bytes that are not UTF-8")) from None
 
 
 def create_with_lock(path: str) -> None:
     """Make the two files, with no claims, or leave them as they are. CoordinationError for anything else there."""
-    _create(path, "")
-    _create(lock_file(path), _LOCK_TEXT)
-
-
-def read_text(path: str) -> str:
-    """Return the content of a file, empty if there is none. CoordinationError for anything that is no such file."""
-    try:
-        with open(open_plain(path, os.O_RDONLY), "rb") as file:
-            content = file.read(_LARGEST + 1)
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise refusal("read", path, error) from None
-    if len(content) > _LARGEST:
-        raise CoordinationError(f"coordination file {path} is larger than 16 MiB, which no ledger is: look at it")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise CoordinationError(_unreadable(path, line, "bytes that are not UTF-8")) from None
+    safe_files.create(path, b"")
+    safe_files.create(lock_file(path), _LOCK_TEXT)
 
 
 def write(path: str, claims: Iterable[Claim]) -> str:
     """Replace the whole file by these claims and return its text, or leave it as it was and raise CoordinationError."""
     text = "".join([f"{claim.line or _render(claim)}\n" for claim in claims])
-    write_text(path, text)
+    safe_files.replace(path, text.encode())
     return text
-
-
-def write_text(path: str, text: str) -> None:
-    """Replace the whole file by this text, or leave it as it was and raise CoordinationError."""
-    new = f"{path}.new"
-    try:
-        remove(new)  # left by a process that was killed here; the name is fixed, so that they do not pile up
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
-        try:
-            with open(descriptor, "wb") as file:
-                os.fchmod(descriptor, _MODE)
-                file.write(text.encode())
-            os.replace(new, path)
-        except BaseException:
-            remove(new)
-            raise
-    except OSError as error:
-        raise refusal("write", path, error) from None
 
 
 def parse(text: str, path: str) -> list[Claim]:
@@ -162,43 +124,21 @@ def append(claims: Sequence[Claim], new: Iterable[Claim]) -> list[Claim]:
     return result
 
 
-def refusal(verb: str, path: str, error: OSError) -> CoordinationError:
-    """Return the error for a file that the system does not let us read, write or lock."""
-    if error.errno == errno.ELOOP:
-        return CoordinationError(f"cannot {verb} {path}: it is a symbolic link, which is never followed; remove it")
-    advice = _ADVICE.get(error.errno or 0)
-    return CoordinationError(f"cannot {verb} {path}: {error.strerror}" + (f"; {advice}" if advice else ""))
+def quoted(word: str, plain: Collection[int] = _PLAIN) -> str:
+    """Return a word without blanks, as in a URL; `plain` are the characters that stay."""
+    return "".join([chr(byte) if byte in plain else f"%{byte:02X}" for byte in word.encode()])
 
 
-def open_plain(path: str, flags: int) -> int:
-    """Return a descriptor of a regular file with one name; CoordinationError for anything else that was planted there.
-
-    Raises OSError if the system does not let us open it.
-    """
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, _MODE)
-    status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
-        return descriptor
-    os.close(descriptor)
-    what = f"has {status.st_nlink} names (hard links)" if stat.S_ISREG(status.st_mode) else "is not a regular file"
-    raise CoordinationError(f"cannot use {path}: it {what}; remove it")
-
-
-def _create(path: str, text: str) -> None:
-    try:
-        descriptor = open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        with open(descriptor, "wb") as file:
-            os.fchmod(descriptor, _MODE)
-            file.write(text.encode())
-    except FileExistsError:
-        read_text(path)
-    except OSError as error:
-        raise refusal("write", path, error) from None
+def unquoted(word: str) -> str:
+    """Return what was quoted."""
+    if "%" not in word:
+        return word
+    return _QUOTED.sub(lambda match: bytes.fromhex(match[1].decode()), word.encode()).decode(errors="replace")
 
 
 def _check_never_was(path: str) -> None:
     """Raise CoordinationError if there was a file. The lock is looked at first: it was made after the ledger."""
-    if read_text(lock_file(path)) == _LOCK_TEXT and not os.path.lexists(path):
+    if safe_files.read(lock_file(path)) == _LOCK_TEXT and not os.path.lexists(path):
         raise CoordinationError(
             f"coordination file {path} was removed while its lock file remained, so nothing is granted: its claims are "
             f"lost, but their owners may live; once none of them does, remove {lock_file(path)}, too"
@@ -217,14 +157,14 @@ def _claim(line: str) -> Claim:
         raise ValueError(line) from None
     if not (_typed(details) and _are_shares(details.get("shares", []))):
         raise ValueError(line)
-    return Claim(unquote(token), int(pid), details, line)
+    return Claim(unquoted(token), int(pid), details, line)
 
 
-def _typed(fields: Mapping[str, Any]) -> bool:
+def _typed(fields: "Mapping[str, Any]") -> bool:
     return all(type(fields[key]) is kind for key, kind in _TYPES.items() if key in fields)
 
 
-def _are_shares(shares: Any) -> bool:
+def _are_shares(shares: "Any") -> bool:
     return isinstance(shares, list) and all(
         isinstance(share, dict) and type(share.get("pid")) is int and 0 < share["pid"] <= _LARGEST_PID and _typed(share)
         for share in shares
@@ -259,11 +199,5 @@ def _unreadable(path: str, number: int, what: str) -> str:
 
 
 def _render(claim: Claim) -> str:
-    line = f"{quote(claim.token, safe=_PLAIN)} {claim.pid}"
+    line = f"{quoted(claim.token)} {claim.pid}"
     return f"{line} {json.dumps(claim.details, separators=(',', ':'))}" if claim.details else line
-
-
-def remove(path: str) -> None:
-    """Remove a file that may be there."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)

@@ -1,13 +1,11 @@
 """The lock of a coordination file: flock(2) on `FILE.lock`, which is never replaced or removed by us."""
 
-import contextlib
+import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from filelock import lock_descriptor, unlock_descriptor
-
-from externalresource.coordination import ledger
+from externalresource.coordination import ledger, safe_files
 from externalresource.errors import CoordinationError
 
 _NETWORK = {  # file systems that other machines may use, too; virtual machines with their host, for one
@@ -19,15 +17,78 @@ _NETWORK = {  # file systems that other machines may use, too; virtual machines 
 _PAUSE = 0.0005, 0.01  # seconds between two looks at the lock: the first, and the longest
 
 
-@contextlib.contextmanager
-def locked(coordination_file: str, deadline: float) -> Iterator[None]:
-    """Hold the lock. CoordinationError, which says who holds it, if it is not free by `deadline` (time.monotonic)."""
-    descriptor = _lock(coordination_file, deadline)
+#: Try to lock an open file without waiting; return whether that was possible.
+Try = Callable[[int], bool]
+
+
+def by_filelock(descriptor: int) -> bool:
+    """Try the lock as the library does, whose import takes a third of the discovery script's time."""
+    from filelock import lock_descriptor
+
+    return lock_descriptor(descriptor, blocking=False)
+
+
+def flock(descriptor: int) -> bool:
+    """Try the lock by the system call that filelock makes on Unix, too: the two exclude each other."""
     try:
-        yield
-    finally:
-        unlock_descriptor(descriptor)  # closing is not enough: a fork of this moment has the descriptor, too
-        os.close(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class Lock:
+    """The lock of a coordination file, held for a block.
+
+    CoordinationError, which says who holds it, if it is not free by `deadline` (time.monotonic).
+    """
+
+    def __init__(self, coordination_file: str, deadline: float, lock: Try = by_filelock) -> None:
+        self._file = coordination_file
+        self._path = ledger.lock_file(coordination_file)
+        self._deadline = deadline
+        self._try = lock
+
+    def __enter__(self) -> None:
+        """Take the lock of the file that is at the path."""
+        pause, longest = _PAUSE
+        descriptor = self._open()
+        while not self._holds(descriptor):
+            if time.monotonic() >= self._deadline:
+                who = " and ".join(_holders(descriptor)) or "a process that this user may not look at"
+                os.close(descriptor)
+                raise CoordinationError(
+                    f"{self._path} was not free in time, so nothing is granted: it is locked by {who}"
+                )
+            os.close(descriptor)  # opened again each time: if another file was put at the path, that one is the lock
+            time.sleep(pause)
+            pause = min(pause * 2, longest)
+            descriptor = self._open()
+        self._descriptor = descriptor
+
+    def __exit__(self, *_error: object) -> None:
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # a fork of this moment has the descriptor, too
+        os.close(self._descriptor)
+
+    def _open(self) -> int:
+        try:
+            try:
+                # An existing one is opened without O_CREAT, which fs.protected_regular refuses for another user's file.
+                return safe_files.open_plain(self._path, os.O_RDONLY)
+            except FileNotFoundError:
+                _check_local(os.path.dirname(self._path) or ".")
+                ledger.create_with_lock(self._file)
+                return safe_files.open_plain(self._path, os.O_RDONLY)
+        except OSError as error:
+            raise safe_files.refusal("lock", self._path, error) from None
+
+    def _holds(self, descriptor: int) -> bool:
+        """Try to lock the file; False if somebody else holds it, or if it is no longer the one at the path."""
+        try:
+            return self._try(descriptor) and _is_at(self._path, descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            raise safe_files.refusal("lock", self._path, error) from None
 
 
 def network_file_system(mountinfo: str, mount: str) -> str | None:
@@ -40,36 +101,6 @@ def network_file_system(mountinfo: str, mount: str) -> str | None:
         if before.split(" ", 1)[0] == mount and (kind := after.split(" ", 1)[0]) in _NETWORK:
             return kind
     return None
-
-
-def _lock(coordination_file: str, deadline: float) -> int:
-    """Return a descriptor that holds the lock of the file that is at the path."""
-    path = ledger.lock_file(coordination_file)
-    pause, longest = _PAUSE
-    descriptor = _open(coordination_file, path)
-    while not _holds(path, descriptor):
-        if time.monotonic() >= deadline:
-            who = " and ".join(_holders(descriptor)) or "a process that this user may not look at"
-            os.close(descriptor)
-            raise CoordinationError(f"{path} was not free in time, so nothing is granted: it is locked by {who}")
-        os.close(descriptor)  # opened again each time: if another file was put at the path, that one is the lock
-        time.sleep(pause)
-        pause = min(pause * 2, longest)
-        descriptor = _open(coordination_file, path)
-    return descriptor
-
-
-def _open(coordination_file: str, path: str) -> int:
-    try:
-        try:
-            # An existing one is opened without O_CREAT, which fs.protected_regular refuses for another user's file.
-            return ledger.open_plain(path, os.O_RDONLY)
-        except FileNotFoundError:
-            _check_local(os.path.dirname(path) or ".")
-            ledger.create_with_lock(coordination_file)
-            return ledger.open_plain(path, os.O_RDONLY)
-    except OSError as error:
-        raise ledger.refusal("lock", path, error) from None
 
 
 def _check_local(folder: str) -> None:
@@ -99,15 +130,6 @@ def _proc(name: str) -> str:
         return ""
 
 
-def _holds(path: str, descriptor: int) -> bool:
-    """Try to lock the file; False if somebody else holds it, or if it is no longer the one at the path."""
-    try:
-        return lock_descriptor(descriptor, blocking=False) and _is_at(path, descriptor)
-    except OSError as error:
-        os.close(descriptor)
-        raise ledger.refusal("lock", path, error) from None
-
-
 def _is_at(path: str, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.lstat(path), os.fstat(descriptor))
@@ -120,11 +142,13 @@ def _holders(descriptor: int) -> Iterator[str]:
     status = os.fstat(descriptor)
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino} ".encode()
     for pid in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            folder = f"/proc/{pid}/fdinfo"
+        folder = f"/proc/{pid}/fdinfo"
+        try:
             if any(_locks(f"{folder}/{number}", place) for number in os.listdir(folder)):
                 with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
                     yield f"pid {pid} ({file.read().strip()})"
+        except OSError:
+            continue
 
 
 def _locks(fdinfo: str, place: bytes) -> bool:

@@ -2,10 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Protocol, TypeVar
 
 from externalresource.coordination.ledger import Claim
 from externalresource.errors import CoordinationError, NotEnoughDevicesError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol, TypeVar
+
+    D = TypeVar("D", bound="Claimable")
+else:
+    Protocol = object
 
 
 class Claimable(Protocol):
@@ -23,10 +30,7 @@ class Claimable(Protocol):
     def parent_token(self) -> str | None: ...
 
 
-D = TypeVar("D", bound=Claimable)
-
-
-def free(devices: Sequence[D], claims: Sequence[Claim]) -> list[D]:
+def free(devices: "Sequence[D]", claims: Sequence[Claim]) -> "list[D]":
     """Return the devices that no claim takes."""
     taken = _Taken(claims)
     return [device for device in devices if not taken.has(device)]
@@ -56,13 +60,13 @@ def same(claim: Claim, device: Claimable) -> bool:
     return claim.uuid == device.uuid if claim.uuid and device.uuid else claim.token == device.token
 
 
-def named(devices: Sequence[D], claims: Iterable[Claim]) -> list[D]:
+def named(devices: "Sequence[D]", claims: Iterable[Claim]) -> "list[D]":
     """Return the devices of which each is claimed as such: not a slice of it, nor what it is a slice of."""
     found = _Named([(claim.uuid, claim.token) for claim in claims])
     return [device for device in devices if found.has(device.uuid, device.token)]
 
 
-def apart(devices: Sequence[D], amount: int) -> Sequence[D]:
+def apart(devices: "Sequence[D]", amount: int) -> "Sequence[D]":
     """Return the first `amount` of which none is a slice of another; NotEnoughDevicesError if there are fewer."""
     parts = [device for device in devices if device.parent_uuid or device.parent_token]
     if not parts:

@@ -3,27 +3,26 @@
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
 
-from externalresource.coordination.claims import (
-    Claimable,
-    Coordination,
-    Owner,
-    Witness,
-    identify,
-    in_container,
-    new_grant,
-)
-from externalresource.coordination.matching import D
+from externalresource.coordination.claims import Coordination, new_grant
+from externalresource.coordination.life_lock import LifeLock
+from externalresource.coordination.matching import Claimable
+from externalresource.coordination.process import Owner, identify
+from externalresource.records import record, replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from externalresource.coordination.matching import D
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Grant:
     devices: Sequence[Claimable]
     owner: Owner
     #: A lock of this process, for those who cannot see its pid, or for its children.
-    witness: Witness | None
+    witness: LifeLock | None
 
 
 class Grants:
@@ -34,8 +33,8 @@ class Grants:
         self._grants: list[_Grant] = []
 
     def claim(
-        self, devices: Sequence[D], amount: int, *, until_children_exit: bool = False, **request: Any
-    ) -> Sequence[D]:
+        self, devices: "Sequence[D]", amount: int, *, until_children_exit: bool = False, **request: "Any"
+    ) -> "Sequence[D]":
         """Claim devices for this process as `Coordination.claim` does, whose further arguments these take."""
         with self.witnessed(until_children_exit=until_children_exit) as witness:
             owner = replace(
@@ -54,19 +53,19 @@ class Grants:
         return [device for grant in self._grants for device in grant.devices]
 
     @contextmanager
-    def witnessed(self, *, until_children_exit: bool) -> Iterator[Witness | None]:
+    def witnessed(self, *, until_children_exit: bool) -> Iterator[LifeLock | None]:
         """Give this process a lock that shows others that it lives, if it needs one; close it if the block fails."""
-        if not until_children_exit and not in_container():
+        if not until_children_exit and not self.coordination.in_container():
             yield None
             return
-        witness = Witness(self.coordination.path, inherited=until_children_exit)
+        witness = LifeLock(self.coordination.path, inherited=until_children_exit)
         try:
             yield witness
         except BaseException:
             witness.close()
             raise
 
-    def add(self, devices: Sequence[Claimable], owner: Owner, witness: Witness | None) -> None:
+    def add(self, devices: Sequence[Claimable], owner: Owner, witness: LifeLock | None) -> None:
         """Take note of what was claimed."""
         self._grants.append(_Grant(devices, owner, witness))
 

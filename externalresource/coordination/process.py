@@ -7,16 +7,15 @@ proven counts as living: a device held too long is a nuisance, a device given tw
 
 import functools
 import os
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from externalresource.errors import CoordinationError
+from externalresource.records import record
 
 _STAT_SIZE = 4096  # bytes, of which /proc/PID/stat fills a tenth
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO in the kernel: the inode is the same on every machine
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Owner:
     """A process that holds devices. What is not known is None."""
 
@@ -39,7 +38,19 @@ class Owner:
     #: Whoever inherited that lock counts as the owner, too.
     until_children_exit: bool = False
     #: Name of what it was granted at one time, of which others may take shares.
-    grant: str | None = field(default=None, compare=False)
+    grant: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Owner) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[object, ...]:
+        return (
+            self.pid, self.start_time, self.boot_id, self.pid_namespace, self.time_namespace, self.uid, self.program,
+            self.pidfd_inode, self.witness, self.until_children_exit,
+        )  # fmt: skip
 
     def same_process(self, other: "Owner") -> bool:
         """True if both name one process: never true for one about which too little is known."""
@@ -49,7 +60,7 @@ class Owner:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Observer:
     """From where this process sees others."""
 
@@ -71,7 +82,8 @@ class Observer:
         return owner.pid_namespace == self.pid_namespace or (not self.in_container and self.sees_own_pids)
 
 
-class _Stat(NamedTuple):
+@record
+class _Stat:
     program: str
     state: str
     threads: int
@@ -83,7 +95,9 @@ def observer() -> Observer:
     return Observer(_boot_id(), _namespace("pid"), _namespace("time"), _own_proc())
 
 
-def identify(pid: int) -> Owner:
+def identify(
+    pid: int, *, witness: str | None = None, until_children_exit: bool = False, grant: str | None = None
+) -> Owner:
     """Return the identity of a living process; CoordinationError if there is none or it cannot be looked at."""
     here = observer()
     if pid == 1 and here.pid_namespace == _INITIAL_PID_NAMESPACE:
@@ -109,6 +123,9 @@ def identify(pid: int) -> Owner:
         uid=uid,
         program=stat.program,
         pidfd_inode=_pidfd_inode(pid),
+        witness=witness,
+        until_children_exit=until_children_exit,
+        grant=grant,
     )
 
 

@@ -7,19 +7,25 @@ kept by a lock that its process holds, so that it vanishes with the process, wha
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
-from urllib.parse import quote, unquote
 
-from externalresource.coordination import ledger, life_lock
-from externalresource.coordination.matching import Claimable, D
+from externalresource.coordination import life_lock, safe_files
+from externalresource.coordination.ledger import quoted, unquoted
+from externalresource.coordination.matching import Claimable
 from externalresource.errors import CoordinationError
+from externalresource.records import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from externalresource.coordination.matching import D
 
 # A witness is part of a path: no other character may stand in it.
 _LINE = re.compile(r"([0-9a-f]+) ([1-9][0-9]{0,8})((?: [!-~]+)*)")
 _OF = "of="  # no device begins so: it is quoted
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-~")
 
 
-class Place(NamedTuple):
+@record
+class Place:
     """One process in the queue."""
 
     #: The lock that it holds while it waits.
@@ -42,7 +48,7 @@ def read(coordination_file: str) -> list[Place]:
     CoordinationError if they cannot be read.
     """
     path = _path(coordination_file)
-    places = [_parse(line, path) for line in ledger.read_text(path).split("\n") if line]
+    places = [_parse(line, path) for line in _text(path).split("\n") if line]
     dead = [place for place in places if not life_lock.stands(coordination_file, place.witness, missing=False)]
     if not dead:
         return places
@@ -56,9 +62,9 @@ def read(coordination_file: str) -> list[Place]:
 def write(coordination_file: str, places: Sequence[Place]) -> None:
     """Replace the queue by these places; nobody waiting leaves no file."""
     if not places:
-        ledger.remove(_path(coordination_file))
+        safe_files.remove(_path(coordination_file))
         return
-    ledger.write_text(_path(coordination_file), "".join(f"{_render(place)}\n" for place in places))
+    safe_files.replace(_path(coordination_file), "".join(f"{_render(place)}\n" for place in places).encode())
 
 
 def around(queue: Sequence[Place], name: str | None) -> tuple[list[Place], list[Place]]:
@@ -68,7 +74,7 @@ def around(queue: Sequence[Place], name: str | None) -> tuple[list[Place], list[
     return [*queue[:at]], [*queue[at + 1 :]]
 
 
-def unreserved(free: Sequence[D], before: Iterable[Place]) -> list[D]:
+def unreserved(free: "Sequence[D]", before: Iterable[Place]) -> "list[D]":
     """Return those of the free devices that are not kept for the processes at these places, in their order."""
     left = list(free)
     for earlier in before:
@@ -86,17 +92,30 @@ def wants(place: Place, devices: Sequence[Claimable]) -> bool:
     return len(unreserved(devices, [place])) < len(devices)
 
 
+def _text(path: str) -> str:
+    try:
+        return safe_files.read(path).decode()
+    except UnicodeDecodeError:
+        raise _unreadable("bytes that are not UTF-8", path) from None
+
+
+def _unreadable(what: str, path: str) -> CoordinationError:
+    return CoordinationError(
+        f"cannot read {what} in {path}, so nothing is granted: remove that file while nobody waits"
+    )
+
+
 def _parse(line: str, path: str) -> Place:
     match = _LINE.fullmatch(line)
     if match is None:
-        raise CoordinationError(
-            f"cannot read {line[:80]!r} in {path}, so nothing is granted: remove that file while nobody waits"
-        )
+        raise _unreadable(repr(line[:80]), path)
     name, amount, devices = match.groups()
     words = devices.split()
-    line = unquote(words.pop(0).removeprefix(_OF)) if words and words[0].startswith(_OF) else ""
+    line = unquoted(words.pop(0).removeprefix(_OF)) if words and words[0].startswith(_OF) else ""
     pairs = [word.partition("@") for word in words]
-    return Place(name, int(amount), frozenset((unquote(device), unquote(parent)) for device, _, parent in pairs), line)
+    return Place(
+        name, int(amount), frozenset((unquoted(device), unquoted(parent)) for device, _, parent in pairs), line
+    )
 
 
 def _render(place: Place) -> str:
@@ -114,7 +133,7 @@ def _parent(device: Claimable) -> str:
 
 
 def _quoted(word: str) -> str:
-    return quote(word, safe="")
+    return quoted(word, _PLAIN)
 
 
 def _path(coordination_file: str) -> str:

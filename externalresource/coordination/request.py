@@ -1,19 +1,25 @@
 """What one process asks for, what of that it can have, and in which words it is refused. Touches no file."""
 
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple
 
 from externalresource.coordination import holders, matching, queue
 from externalresource.coordination import process as processes
 from externalresource.coordination.ledger import Claim
-from externalresource.coordination.matching import D
 from externalresource.coordination.process import Owner
 from externalresource.coordination.queue import Place
 from externalresource.errors import NotEnoughDevicesError
+from externalresource.records import record, replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from externalresource.coordination.matching import D
+
+    #: Picks so many of the free devices, beside these claims.
+    Choose = Callable[[Sequence[D], Sequence[Claim], int], Sequence[D]]
 
 _SHOWN, _NAMED = 8, 16  # owners that a refusal names, and devices of each
-
-Choose = Callable[[Sequence[D], Sequence[Claim], int], Sequence[D]]
 
 
 class TooFewError(NotEnoughDevicesError):
@@ -28,15 +34,16 @@ class NeverEnoughError(NotEnoughDevicesError):
     """There is no use in waiting."""
 
 
-class Request(NamedTuple, Generic[D]):
+@record
+class Request:
     """What is asked for at one time."""
 
-    devices: Sequence[D]
+    devices: "Sequence[Any]"
     amount: int
     owner: Owner
-    choose: Choose[D]
+    choose: "Choose[Any]"
     #: Whether a device would do at the moment.
-    suits: Callable[[D], bool]
+    suits: "Callable[[Any], bool]"
     #: Seconds in the queue at most.
     wait: float = 0
     #: The grants of which it wants shares; of none, it wants devices that nobody holds.
@@ -54,7 +61,7 @@ class Request(NamedTuple, Generic[D]):
         return [claim for claim in claims if not self.within or holders.last_grant(claim) not in self.within]
 
 
-def bounded(request: Request[D], grants: frozenset[str], run: Sequence[tuple[Claim, Owner]]) -> Request[D]:
+def bounded(request: Request, grants: frozenset[str], run: Sequence[tuple[Claim, Owner]]) -> Request:
     """Return the request for shares of these grants, which a run has by these claims.
 
     Raises NeverEnoughError if the run has too few.
@@ -66,10 +73,10 @@ def bounded(request: Request[D], grants: frozenset[str], run: Sequence[tuple[Cla
     whole = f"the {len(run)} that pid {owner.pid} ({program}) has, inside of which this runs{part}"
     if request.amount > len(mine):
         raise NeverEnoughError(f"{request.amount} wanted of {whole}")
-    return request._replace(devices=mine, within=grants, whole=f"{whole},")
+    return replace(request, devices=mine, within=grants, whole=f"{whole},")
 
 
-def choice(request: Request[D], claims: Sequence[Claim], ahead: Sequence[Place]) -> list[D]:
+def choice(request: Request, claims: Sequence[Claim], ahead: Sequence[Place]) -> "list[Any]":
     """Return what a request gets beside these claims, and those that wait before it; TooFewError if that is too little.
 
     Raises what its `choose` raises, and CoordinationError if that gives a device twice.
@@ -83,7 +90,7 @@ def choice(request: Request[D], claims: Sequence[Claim], ahead: Sequence[Place])
     return chosen
 
 
-def refusal(request: Request[D], claims: Sequence[Claim], free: int, ahead: Sequence[Place]) -> str:
+def refusal(request: Request, claims: Sequence[Claim], free: int, ahead: Sequence[Place]) -> str:
     """Return why a request gets nothing: how much is free, who waits before it, who holds what since when."""
     here, last = processes.observer(), -1 if request.within else 0
     taken: dict[Owner, list[Claim]] = {}

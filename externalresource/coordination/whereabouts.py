@@ -3,7 +3,8 @@
 import os
 import re
 
-from externalresource.coordination.claims import Holding, Owner, is_here, pid_here, program_of
+from externalresource.coordination.claims import Holding, is_here, pid_here, program_of
+from externalresource.coordination.process import Owner
 from externalresource.errors import ExternalResourceError
 
 

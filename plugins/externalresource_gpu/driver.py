@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 
 from externalresource.api import ExternalResourceInfo, Grants, Option, hookimpl
@@ -165,7 +164,7 @@ class GPUDriver:
     def _claim(self, words: Sequence[str], options: Options) -> list[GPUInfo]:
         if self._grants is None:
             self._grants = Grants(self._coordination())
-        owner = replace(identify(os.getpid()), grant=new_grant())
+        owner = identify(os.getpid(), grant=new_grant())
         with self._grants.witnessed(until_children_exit=options.until_children_exit) as witness:
             try:
                 lock = ["--witness", witness.name] if witness else []

@@ -1,112 +1,31 @@
-import contextlib
-import dataclasses
-import errno
-import fcntl
 import json
 import os
 import random
 import re
-import signal
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
-from filelock import lock_descriptor
 
-from externalresource.coordination import Coordination, Holding, first, identify, lives
-from externalresource.coordination.ledger import Claim
-from externalresource.coordination.process import Observer, Owner, observer
+from externalresource.coordination import Claim, Coordination, Holding, Owner, lives
+from externalresource.coordination.process import Observer, observer
 from externalresource.errors import ConfigurationError, CoordinationError, NotEnoughDevicesError
+from externalresource.records import replace
+from tests.support.claiming import (
+    Asker,
+    Start,
+    claim,
+    content,
+    error_of,
+    gpus,
+    locked,
+    made_up,
+    me,
+    nobody_ends,
+    of,
+    tokens,
+)
 from tests.support.devices import Device
-from tests.support.processes import Running, as_another_user
-
-R = TypeVar("R")
-
-
-def gpus(count: int) -> list[Device]:
-    return [Device(str(index), f"GPU-{index}") for index in range(count)]
-
-
-def of(gpu: str, name: str) -> Device:
-    """Return a slice, as MIG has them."""
-    return Device(f"MIG-{name}", f"MIG-{name}", f"GPU-{gpu}", gpu)
-
-
-def nobody_ends(who: Owner, here: Observer) -> bool:
-    return False
-
-
-def made_up(pid: int) -> Owner:
-    return Owner(pid, start_time=pid, boot_id="b", pid_namespace=1, time_namespace=1, uid=0, program="java")
-
-
-def me() -> Owner:
-    return identify(os.getpid())
-
-
-def tokens(devices: Sequence[Device]) -> list[str]:
-    return [device.token for device in devices]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> str:
-    return str(tmp_path / "gpus")
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[[Callable[[], R]], Running[R]]]:
-    with contextlib.ExitStack() as running:
-
-        def start(function: Callable[[], R]) -> Running[R]:
-            process = Running(function)
-            running.callback(process.kill)
-            return process
-
-        yield start
-
-
-Start = Callable[[Callable[[], list[Device]]], Running[list[Device]]]
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    """Yield a folder that another user can reach and write."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o777)
-        yield folder
-
-
-def claim(path: str, amount: int, devices: Sequence[Device]) -> list[Device]:
-    return Coordination(path, "gpu").claim(devices, amount, me())
-
-
-def content(path: str) -> str:
-    return Path(path).read_text(encoding="ascii")
-
-
-def error_of(kind: type[Exception], action: Callable[[], object]) -> str:
-    with pytest.raises(kind) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def no_wait() -> float:
-    return time.monotonic()
-
-
-@contextlib.contextmanager
-def locked(path: str) -> Iterator[None]:
-    with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        fcntl.flock(file, fcntl.LOCK_UN)  # processes that were started meanwhile have it open, too
-
 
 # Who gets what
 
@@ -128,7 +47,7 @@ def test_processes_that_ask_at_once_get_different_devices_and_none_is_refused(pa
 
 def test_owners_that_come_and_are_killed_never_share_a_device(path: str, start: Start) -> None:
     order = random.Random(7)
-    living: dict[str, Running[list[Device]]] = {}
+    living: dict[str, Asker] = {}
     for _ in range(150):
         if len(living) == 4 or (living and order.random() < 0.3):
             living.pop(order.choice(sorted(living))).kill()
@@ -196,7 +115,7 @@ def test_each_owner_is_looked_at_once(path: str) -> None:
 
 
 def test_line_tells_what_identity_needs(path: str) -> None:
-    who = dataclasses.replace(made_up(7), time_namespace=None, uid=None)
+    who = replace(made_up(7), time_namespace=None, uid=None)
     Coordination(path, "gpu").claim([of("3", "a")], 1, who)
     token, pid, details = content(path).rstrip("\n").split(" ", 2)
     fields = json.loads(details)
@@ -230,7 +149,7 @@ def test_more_than_the_host_has_is_refused_as_that(path: str) -> None:
 def test_more_than_is_free_is_refused_with_who_holds_what_since_when(path: str) -> None:
     shared = Coordination(path, "gpu", gone=nobody_ends)
     shared.claim(gpus(4), 2, made_up(7))
-    shared.claim(gpus(4), 1, dataclasses.replace(made_up(8), program=None))
+    shared.claim(gpus(4), 1, replace(made_up(8), program=None))
     with Path(path).open("a", encoding="ascii") as file:
         file.write("9 4711\n")
     before = content(path)
@@ -299,197 +218,6 @@ def test_line_that_cannot_be_read_grants_nothing_and_changes_nothing(line: str, 
         assert f"{path}, line 2: cannot read" in error_of(CoordinationError, action)
     assert Path(path).read_bytes() == before
     assert sorted(os.listdir(os.path.dirname(path))) == ["gpus", "gpus.lock"]
-
-
-# What a driver chooses
-
-
-def test_choice_is_the_drivers(path: str) -> None:
-    chosen = Coordination(path, "gpu").claim(gpus(4), 2, me(), choose=lambda free, claims, amount: free[-amount:])
-    assert tokens(chosen) == ["2", "3"]
-    assert tokens(first(gpus(4), [], 2)) == ["0", "1"]
-
-
-def test_choice_is_among_the_free_ones_and_sees_the_claims(path: str) -> None:
-    seen = []
-
-    def choose(free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
-        seen.append((tokens(free), [claim.token for claim in claims], amount))
-        return free[:amount]
-
-    claim(path, 1, gpus(3))
-    Coordination(path, "gpu").claim(gpus(3), 1, me(), choose=choose)
-    assert seen == [(["1", "2"], ["0"], 1)]
-
-
-WHOLE, SLICE = Device("0", "GPU-0"), of("0", "a")
-
-
-@pytest.mark.parametrize(
-    ("devices", "choose"),
-    [
-        (gpus(3), lambda free: free[:1]),
-        (gpus(3), lambda free: free[:0]),
-        (gpus(3), lambda free: free[:3]),
-        (gpus(3), lambda free: [free[0], free[0]]),
-        (gpus(3), lambda free: [free[0], Device("7", "GPU-7")]),
-        ([WHOLE, SLICE], lambda free: free),
-        ([SLICE, WHOLE], lambda free: free),
-        ([WHOLE, Device("1", "GPU-0")], lambda free: free),
-    ],
-    ids=["fewer", "none", "more", "one twice", "a stranger", "whole and slice", "slice and whole", "one by two names"],
-)
-def test_choice_that_would_give_a_device_twice_is_refused(
-    devices: list[Device], choose: Callable[[Sequence[Device]], Sequence[Device]], path: str
-) -> None:
-    ask = Coordination(path, "gpu")
-    message = error_of(
-        CoordinationError, lambda: ask.claim(devices, 2, me(), choose=lambda free, claims, amount: choose(free))
-    )
-    assert message.startswith("nothing is granted: the driver must choose 2 different ones of the free devices")
-    assert ask.held() == []
-
-
-def test_choice_of_what_another_one_holds_is_refused(path: str) -> None:
-    claim(path, 1, gpus(2))
-    ask = Coordination(path, "gpu")
-    with pytest.raises(CoordinationError, match="nothing is granted"):
-        ask.claim(devices := gpus(2), 1, me(), choose=lambda free, claims, amount: devices[:1])
-    assert len(ask.held()) == 1
-
-
-def test_first_devices_are_never_a_device_and_its_slice(path: str) -> None:
-    whole, other = gpus(2)
-    part, second = of("0", "a"), of("0", "b")
-    assert tokens(Coordination(path, "gpu").claim([whole, part, other], 2, me())) == ["0", "1"]
-    Path(path).write_text("")
-    assert tokens(Coordination(path, "gpu").claim([whole, part, second], 2, me())) == [part.token, second.token]
-    Path(path).write_text("")
-    message = error_of(NotEnoughDevicesError, lambda: Coordination(path, "gpu").claim([whole, part], 2, me()))
-    assert message == "2 wanted, 1 to be had: a device and its slices exclude each other"
-
-
-def only_the_first(free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
-    if free[0].token != "0":
-        raise NotEnoughDevicesError("only the first will do")
-    return free[:amount]
-
-
-def test_choice_may_refuse_what_is_free(path: str) -> None:
-    claim(path, 1, gpus(1))
-    before = content(path)
-    message = error_of(
-        NotEnoughDevicesError, lambda: Coordination(path, "gpu").claim(gpus(2), 1, me(), choose=only_the_first)
-    )
-    assert (message, content(path)) == ("only the first will do", before)
-
-
-def test_choice_that_refuses_what_is_free_is_asked_again_with_what_the_dead_held(path: str) -> None:
-    Path(path).write_text("".join(f"{index} 999999999\n" for index in range(300)), encoding="ascii")
-    assert tokens(Coordination(path, "gpu").claim(gpus(301), 1, me(), choose=only_the_first)) == ["0"]
-
-
-def test_choice_that_fails_grants_nothing_and_frees_the_lock(path: str) -> None:
-    with pytest.raises(ZeroDivisionError):
-        Coordination(path, "gpu").claim(gpus(2), 1, me(), choose=lambda free, claims, amount: free[: 1 // 0])
-    assert tokens(Coordination(path, "gpu").claim(gpus(1), 1, me(), deadline=no_wait())) == ["0"]
-
-
-# Which devices are the same
-
-A, B = Device("0", "GPU-a"), Device("1", "GPU-b")
-SLICED = Device("MIG-x", "MIG-x", "GPU-a", "0")
-TABLE = [
-    # claimed, asked for, taken?
-    (A, A, True),
-    (A, B, False),
-    (A, Device("5", "GPU-a"), True),  # renumbered
-    (A, Device("0", "GPU-b"), False),  # a container's 0
-    (A, Device("0"), True),  # nobody knows
-    (Device("0"), A, True),
-    (Device("0"), Device("0"), True),
-    (Device("0"), B, False),
-    (Device("GPU-a"), A, True),  # a script that prints UUIDs
-    (A, Device("GPU-a"), True),
-    (A, SLICED, True),
-    (SLICED, A, True),
-    (SLICED, B, False),
-    (B, SLICED, False),
-    (SLICED, SLICED, True),
-    (SLICED, Device("MIG-y", "MIG-y", "GPU-a", "0"), False),  # siblings
-    (SLICED, Device("MIG-y", "MIG-y", "GPU-b", "0"), False),
-    (Device("0"), SLICED, True),
-    (SLICED, Device("0"), True),
-    (SLICED, Device("3", "GPU-a"), True),
-    (Device("3", "GPU-a"), SLICED, True),
-    (SLICED, Device("0", "GPU-b"), False),
-    (Device("0", "GPU-b"), SLICED, False),
-    (A, Device("MIG-x", "MIG-x", None, "0"), True),  # a slice whose parent's UUID is not known
-    (Device("MIG-x", "MIG-x", None, "0"), A, True),
-    (Device("0/1", None, None, "0"), A, True),  # slices that have no UUID
-    (A, Device("0/1", None, None, "0"), True),
-    (Device("0/1", None, "GPU-a", "0"), Device("4", "GPU-a"), True),
-    (Device("4", "GPU-a"), Device("0/1", None, "GPU-a", "0"), True),
-    (Device("0/1", None, "GPU-a", "0"), Device("0/2", None, "GPU-a", "0"), False),
-    (Device("0", ""), Device("0", "GPU-a"), True),  # an empty UUID is none
-    (Device("0", "GPU-a"), Device("0", ""), True),
-    (Device("0", ""), Device("1", ""), False),
-]
-
-
-@pytest.mark.parametrize(("claimed", "asked", "taken"), TABLE)
-def test_devices_exclude_each_other_by_uuid_where_both_have_one_else_by_token(
-    claimed: Device, asked: Device, path: str, *, taken: bool
-) -> None:
-    claim(path, 1, [claimed])
-    with pytest.raises(NotEnoughDevicesError, match="held by") if taken else contextlib.nullcontext():
-        claim(path, 1, [asked])
-
-
-def test_whole_gpu_is_free_again_once_its_last_slice_is(path: str) -> None:
-    shared = Coordination(path, "gpu")
-    slices = shared.claim([of("0", "a"), of("0", "b")], 2, me())
-    for piece in slices:
-        with pytest.raises(NotEnoughDevicesError):
-            claim(path, 1, gpus(1))
-        shared.release([piece], me())
-    assert tokens(claim(path, 1, gpus(1))) == ["0"]
-
-
-def test_first_columns_never_repeat_though_each_container_counts_from_0(path: str) -> None:
-    for uuid in ("GPU-a", "GPU-b", "GPU-c"):
-        claim(path, 1, [Device("0", uuid)])
-    assert [line.split()[0] for line in content(path).splitlines()] == ["0", "GPU-b", "GPU-c"]
-
-
-def test_renumbered_device_is_released_by_its_uuid(path: str) -> None:
-    for uuid in ("GPU-a", "GPU-b"):
-        claim(path, 1, [Device("0", uuid)])
-    assert Coordination(path, "gpu").release([Device("0", "GPU-b")], me()) == 1
-    assert [line.split()[0] for line in content(path).splitlines()] == ["0"]
-
-
-def test_line_of_flinks_own_script_blocks_its_index_while_its_process_lives(path: str, start: Start) -> None:
-    holder: Running[list[Device]] = start(list)
-    Path(path).write_text(f"0 {holder.pid}\n", encoding="ascii")
-    assert tokens(claim(path, 1, gpus(2))) == ["1"]
-    with pytest.raises(NotEnoughDevicesError):
-        claim(path, 1, gpus(1))
-    holder.kill()
-    assert tokens(claim(path, 1, gpus(1))) == ["0"]
-
-
-def test_line_of_index_1_does_not_block_11(path: str) -> None:
-    Path(path).write_text(f"1 {os.getpid()}\n", encoding="ascii")
-    assert tokens(claim(path, 1, [Device("11")])) == ["11"]
-
-
-def test_lines_for_devices_that_are_not_visible_here_survive(path: str) -> None:
-    lines = f'5 {os.getpid()}\n6 {os.getpid()} {{"uuid":"GPU-f","later":[1]}}\n'
-    Path(path).write_text(f"{lines}0 999999999\n", encoding="ascii")
-    shared = Coordination(path, "gpu")
-    shared.release(shared.claim(gpus(1), 1, me()), me())
-    assert content(path) == lines
 
 
 # What is given back
@@ -576,202 +304,11 @@ def test_looking_needs_no_lock(path: str) -> None:
         assert len(Coordination(path, "gpu").held()) == 1
 
 
-# The lock
-
-
-def test_lock_that_another_process_holds_until_the_deadline_is_an_error(path: str) -> None:
-    shared = Coordination(path, "gpu")
-    claimed = shared.claim(gpus(2), 1, me())
-    before = content(path)
-    with locked(f"{path}.lock"):
-        for action in (
-            lambda: shared.claim(gpus(2), 1, me(), deadline=time.monotonic() + 0.05),
-            lambda: shared.release(claimed, me(), deadline=no_wait()),
-        ):
-            assert error_of(CoordinationError, action) == (
-                f"{path}.lock was not free in time, so nothing is granted: "
-                f"it is locked by pid {os.getpid()} ({me().program})"
-            )
-    assert content(path) == before
-
-
-def test_lock_that_is_free_is_taken_though_the_deadline_has_passed(path: str) -> None:
-    assert Coordination(path, "gpu").claim(gpus(1), 1, me(), deadline=no_wait() - 10)
-
-
-def test_lock_is_waited_for(path: str, start: Start) -> None:
-    with locked(f"{path}.lock"):
-        asker = start(lambda: claim(path, 1, gpus(1)))
-        time.sleep(0.05)
-        assert not os.path.exists(path)
-    assert tokens(asker.result()) == ["0"]
-
-
-def test_lock_file_that_is_removed_while_one_waits_is_made_anew(path: str, start: Start) -> None:
-    with locked(f"{path}.lock"):
-        asker = start(lambda: claim(path, 1, gpus(1)))
-        time.sleep(0.05)
-        os.unlink(f"{path}.lock")
-        assert tokens(asker.result()) == ["0"]
-
-
-@pytest.mark.parametrize("removed", [True, False], ids=["removed", "replaced"])
-def test_lock_on_a_file_that_is_no_longer_at_its_place_is_none(
-    path: str, monkeypatch: pytest.MonkeyPatch, *, removed: bool
-) -> None:
-    calls: list[int] = []
-
-    def at_the_worst_moment(descriptor: int, *, blocking: bool) -> bool:
-        if not calls:
-            Path(f"{path}.other").touch()
-            os.replace(f"{path}.other", f"{path}.lock")
-            if removed:
-                os.unlink(f"{path}.lock")
-        calls.append(descriptor)
-        return lock_descriptor(descriptor, blocking=blocking)
-
-    def choose(free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
-        with open(f"{path}.lock", "rb") as file, pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return free[:amount]
-
-    monkeypatch.setattr("externalresource.coordination.lock.lock_descriptor", at_the_worst_moment)
-    assert Coordination(path, "gpu").claim(gpus(1), 1, me(), choose=choose)
-    assert len(calls) == 2
-
-
-def test_file_system_without_locks_is_an_error_with_its_remedy(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(descriptor: int, *, blocking: bool) -> bool:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    before = os.listdir("/proc/self/fd")
-    monkeypatch.setattr("externalresource.coordination.lock.lock_descriptor", no_locks)
-    message = error_of(CoordinationError, lambda: claim(path, 1, gpus(1)))
-    assert message == f"cannot lock {path}.lock: No locks available; choose a file on a local file system"
-    assert len(os.listdir("/proc/self/fd")) == len(before)
-
-
-def test_lock_is_freed_though_a_fork_of_that_moment_lives_on(path: str) -> None:
-    forks = []
-
-    def fork(free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
-        child = os.fork()
-        if child == 0:
-            signal.pause()
-        forks.append(child)
-        return free[:amount]
-
-    Coordination(path, "gpu").claim(gpus(2), 1, me(), choose=fork)
-    try:
-        assert Coordination(path, "gpu").claim(gpus(2), 1, me(), deadline=no_wait())
-    finally:
-        os.kill(forks[0], signal.SIGKILL)
-        os.waitpid(forks[0], 0)
-
-
-def test_lock_of_a_killed_process_is_free(path: str, start: Start) -> None:
-    (reader, writer) = os.pipe()
-
-    def hold(free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
-        os.write(writer, b".")
-        signal.pause()
-        return []
-
-    holder = start(lambda: Coordination(path, "gpu").claim(gpus(1), 1, me(), choose=hold))
-    os.read(reader, 1)
-    with pytest.raises(CoordinationError, match="was not free in time"):
-        Coordination(path, "gpu").claim(gpus(1), 1, me(), deadline=no_wait())
-    holder.kill()
-    assert Coordination(path, "gpu").claim(gpus(1), 1, me(), deadline=no_wait())
-    os.close(reader)
-    os.close(writer)
-
-
-def test_lock_file_is_neither_written_nor_replaced_nor_removed(path: str) -> None:
-    Path(f"{path}.lock").write_text("somebody's", encoding="ascii")
-    before = os.stat(f"{path}.lock")
-    shared = Coordination(path, "gpu")
-    shared.release(shared.claim(gpus(1), 1, me()), me())
-    assert os.path.samestat(os.stat(f"{path}.lock"), before)
-    assert content(f"{path}.lock") == "somebody's"
-
-
-@pytest.mark.parametrize("plant", ["fifo", "folder", "symbolic link", "dangling link", "hard link"])
-def test_lock_that_is_no_plain_file_is_an_error(plant: str, path: str) -> None:
-    lock, target = f"{path}.lock", f"{path}.target"
-    Path(target).touch()
-    match plant:
-        case "fifo":
-            os.mkfifo(lock)
-        case "folder":
-            os.mkdir(lock)
-        case "symbolic link":
-            os.symlink(target, lock)
-        case "dangling link":
-            os.symlink(f"{path}.missing", lock)
-        case _:
-            os.link(target, lock)
-    message = error_of(CoordinationError, lambda: claim(path, 1, gpus(1)))
-    assert re.match(
-        rf"cannot (lock|use) {re.escape(lock)}: it (is|has) .*; (which is never followed; )?remove it", message
-    )
-    assert not os.path.exists(path)
-    assert not os.path.exists(f"{path}.missing")
-
-
-def test_missing_folder_is_an_error_with_its_remedy(path: str) -> None:
-    message = error_of(CoordinationError, lambda: claim(f"{path}/missing/gpus", 1, gpus(1)))
-    assert message == (
-        f"cannot lock {path}/missing/gpus.lock: No such file or directory; create its folder, or choose another file"
-    )
-
-
-def test_no_descriptor_is_left_open(path: str) -> None:
-    before = os.listdir("/proc/self/fd")
-    shared = Coordination(path, "gpu")
-    shared.release(shared.claim(gpus(1), 1, me()), me())
-    with locked(f"{path}.lock"), pytest.raises(CoordinationError):
-        shared.claim(gpus(1), 1, me(), deadline=no_wait())
-    with pytest.raises(NotEnoughDevicesError):
-        shared.claim(gpus(1), 2, me())
-    assert len(os.listdir("/proc/self/fd")) == len(before)
-
-
-@pytest.mark.parametrize("umask", [0o000, 0o077], ids=oct)
-def test_users_divide_the_devices_in_a_folder_that_all_may_write(shared: Path, umask: int) -> None:
-    path = str(shared / "gpus")
-    earlier = os.umask(umask)
-    try:
-        assert tokens(claim(path, 1, gpus(2))) == ["0"]
-        assert tokens(as_another_user(lambda: claim(path, 1, gpus(2)))) == ["1"]
-        assert tokens(claim(path, 1, gpus(3))) in (["1"], ["2"])
-    finally:
-        os.umask(earlier)
-    assert {os.stat(file).st_mode & 0o777 for file in (path, f"{path}.lock")} == {0o644}
-
-
-def test_file_of_another_user_in_a_sticky_folder_grants_nothing(shared: Path) -> None:
-    path = str(shared / "gpus")
-    shared.chmod(0o1777)
-    claim(path, 1, gpus(2))
-    before = content(path)
-    message = as_another_user(lambda: error_of(CoordinationError, lambda: claim(path, 1, gpus(2))))
-    assert message.startswith(f"cannot write {path}: Operation not permitted; to share devices between users")
-    assert content(path) == before
-
-
-def test_folder_that_may_not_be_written_grants_nothing(shared: Path) -> None:
-    shared.chmod(0o755)
-    path = str(shared / "gpus")
-    message = as_another_user(lambda: error_of(CoordinationError, lambda: claim(path, 1, gpus(2))))
-    assert message.startswith(f"cannot write {path}: Permission denied; to share devices between users")
-
-
 @pytest.mark.parametrize("since", ["1970-01-01T00:00:00Z", "2999-01-01T00:00:00Z"])
 def test_clock_that_was_wrong_when_a_device_was_claimed_decides_nothing(path: str, since: str) -> None:
     shared = Coordination(path, "gpu")
     shared.claim(gpus(2), 1, me())
-    shared.claim(gpus(2), 1, dataclasses.replace(me(), boot_id="another"))
+    shared.claim(gpus(2), 1, replace(me(), boot_id="another"))
     rewritten = re.sub(r'"since":"[^"]*"', f'"since":"{since}"', content(path))
     Path(path).write_text(rewritten, encoding="utf-8")
     assert [holding.living for holding in shared.held()] == [True, False]

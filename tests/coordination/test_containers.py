@@ -8,13 +8,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from externalresource.coordination import Coordination
 from externalresource.coordination.process import gone, observer, pid_of
+from externalresource.records import replace
 from tests.support.processes import NEW_PIDS, as_another_user, in_namespaces, mount
 from tests.support.taskmanager import (
     COMMAND_LINE,

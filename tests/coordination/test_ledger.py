@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from externalresource.coordination import ledger
+from externalresource.coordination import ledger, safe_files
 from externalresource.coordination.ledger import Claim
 from externalresource.errors import CoordinationError
 from tests.support.processes import as_another_user, in_namespaces, mount
@@ -220,7 +220,6 @@ def test_claim_knows_its_device_and_that_of_which_it_is_a_slice() -> None:
     claim = Claim("MIG-x", 7, {"uuid": "MIG-x", "parent_uuid": "GPU-a", "parent_token": "0"}, "as it stands")
     assert (claim.uuid, claim.parent_uuid, claim.parent_token) == ("MIG-x", "GPU-a", "0")
     assert (CLAIM.parent_uuid, CLAIM.parent_token, Claim("0", 7).uuid) == (None, None, None)
-    assert "as it stands" not in repr(claim)
     assert claim == Claim("MIG-x", 7, claim.details)
 
 
@@ -275,7 +274,7 @@ def test_what_is_no_plain_file_is_not_opened(plant: Callable[[str], None], reaso
     plant(path)
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises((CoordinationError, OSError)):
-        ledger.open_plain(path, flags)
+        safe_files.open_plain(path, flags)
     assert set(os.listdir("/proc/self/fd")) == before
     assert not os.path.exists(f"{path}.missing")
 
@@ -357,10 +356,10 @@ def test_details_that_are_no_json_leave_the_old_file(path: str) -> None:
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOLCK, errno.EROFS, errno.EBUSY])
 def test_only_a_symbolic_link_is_called_one(number: int) -> None:
-    message = str(ledger.refusal("write", "/gpus", OSError(number, os.strerror(number))))
+    message = str(safe_files.refusal("write", "/gpus", OSError(number, os.strerror(number))))
     assert message.startswith(f"cannot write /gpus: {os.strerror(number)}")
     assert ("; " in message) == (number != errno.EIO)
-    link = str(ledger.refusal("write", "/gpus", OSError(errno.ELOOP, os.strerror(errno.ELOOP))))
+    link = str(safe_files.refusal("write", "/gpus", OSError(errno.ELOOP, os.strerror(errno.ELOOP))))
     assert link == "cannot write /gpus: it is a symbolic link, which is never followed; remove it"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from externalresource.coordination import Coordination, identify, life_lock
-from externalresource.coordination.life_lock import Witness, stands
+from externalresource.coordination.life_lock import LifeLock, stands
 from externalresource.errors import CoordinationError
 from tests.support.processes import NEW_PIDS, in_child, in_namespaces
 from tests.support.taskmanager import (
@@ -56,8 +56,8 @@ def asker() -> Iterator[TaskManager]:
 
 
 @pytest.fixture
-def held(folder: Folder) -> Iterator[Witness]:
-    with contextlib.closing(Witness(folder.file)) as lock:
+def held(folder: Folder) -> Iterator[LifeLock]:
+    with contextlib.closing(LifeLock(folder.file)) as lock:
         yield lock
 
 
@@ -70,7 +70,7 @@ def guards(container: TaskManager) -> list[int]:
 
 
 def test_witness_stands_until_it_is_closed(folder: Folder) -> None:
-    lock = Witness(folder.file)
+    lock = LifeLock(folder.file)
     assert stands(folder.file, lock.name)
     lock.close()
     assert not stands(folder.file, lock.name, missing=False)
@@ -78,7 +78,7 @@ def test_witness_stands_until_it_is_closed(folder: Folder) -> None:
 
 
 def test_witness_that_nobody_holds_does_not_stand(folder: Folder) -> None:
-    name = in_child(lambda: Witness(folder.file).name)  # which ends without closing it
+    name = in_child(lambda: LifeLock(folder.file).name)  # which ends without closing it
     assert not stands(folder.file, name)
 
 
@@ -88,14 +88,14 @@ def test_missing_witness_stands(folder: Folder) -> None:
 
 
 def test_two_that_look_at_a_witness_do_not_take_each_other_for_its_holder(folder: Folder) -> None:
-    name = in_child(lambda: Witness(folder.file).name)
+    name = in_child(lambda: LifeLock(folder.file).name)
     with open(folder.witnesses()[0]) as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         assert not stands(folder.file, name)
 
 
-def test_witness_is_never_the_same_and_records_nothing(folder: Folder, held: Witness) -> None:
-    with contextlib.closing(Witness(folder.file)) as other:
+def test_witness_is_never_the_same_and_records_nothing(folder: Folder, held: LifeLock) -> None:
+    with contextlib.closing(LifeLock(folder.file)) as other:
         assert other.name != held.name
     assert [path.read_bytes() for path in folder.witnesses()] == [b""]
 
@@ -103,7 +103,7 @@ def test_witness_is_never_the_same_and_records_nothing(folder: Folder, held: Wit
 def test_witness_can_be_tried_by_all_users_whatever_the_umask(folder: Folder) -> None:
     before = os.umask(0o077)
     try:
-        with contextlib.closing(Witness(folder.file)):
+        with contextlib.closing(LifeLock(folder.file)):
             assert folder.witnesses()[0].stat().st_mode & 0o777 == 0o644
     finally:
         os.umask(before)
@@ -152,7 +152,7 @@ def test_claim_of_the_dead_cannot_have_another_file_removed(folder: Folder) -> N
     assert victim.exists()
 
 
-def test_fork_has_left_the_lock_and_its_close_does_nothing(folder: Folder, held: Witness) -> None:
+def test_fork_has_left_the_lock_and_its_close_does_nothing(folder: Folder, held: LifeLock) -> None:
     def fork() -> int | None:
         held.close()
         return held.descriptor
@@ -165,7 +165,10 @@ def test_fork_has_left_the_lock_and_its_close_does_nothing(folder: Folder, held:
 
 
 def test_witnesses_hold_for_their_owner_and_not_for_whoever_started_them(folder: Folder) -> None:
-    with subprocess.Popen(["sleep", "600"]) as beside, contextlib.closing(Witness(folder.file, inherited=True)) as lock:
+    with (
+        subprocess.Popen(["sleep", "600"]) as beside,
+        contextlib.closing(LifeLock(folder.file, inherited=True)) as lock,
+    ):
         try:
             lock.post(identify(beside.pid))
             assert stands(folder.file, lock.name)
@@ -305,7 +308,7 @@ def test_witness_that_cannot_be_started_is_an_error_and_grants_nothing(processes
         Path(path).chmod(0o777)
         folder = Folder(Path(path))
         refusal = in_namespaces(lambda: claim_for_parent(folder.file, processes), NEW_PIDS)
-        assert re.match(r"no witness can be started beside pid 1: ", refusal)
+        assert re.match(r"no watcher can be started beside pid 1: ", refusal)
         assert folder.status() == []
         assert folder.witnesses() == []
         assert in_namespaces(lambda: claim_for_parent(folder.file, 3), NEW_PIDS) == "claimed"
@@ -355,9 +358,9 @@ def test_claim_of_a_script_that_is_killed_before_it_answers_its_driver_is_taken_
 
 @contained
 def test_next_claim_removes_what_those_left_who_were_killed_before_they_had_one(
-    folder: Folder, owner: TaskManager, held: Witness
+    folder: Folder, owner: TaskManager, held: LifeLock
 ) -> None:
-    stray = in_child(lambda: Witness(folder.file).name)
+    stray = in_child(lambda: LifeLock(folder.file).name)
     granted(owner.tell("script", *folder.script()))
     names = [path.name.partition("-")[2] for path in folder.witnesses()]
     assert stray not in names
@@ -372,7 +375,7 @@ def test_witness_that_is_just_made_is_not_taken_for_one_that_the_dead_left(folde
             life_lock.sweep(folder.file, [])
     try:
         for _ in range(2000):
-            with contextlib.closing(Witness(folder.file)) as lock:
+            with contextlib.closing(LifeLock(folder.file)) as lock:
                 assert stands(folder.file, lock.name, missing=False)
     finally:
         os.kill(sweeper, signal.SIGKILL)

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from externalresource.coordination import Coordination, ledger, matching, queue
-from externalresource.coordination import claims as coordination
 from externalresource.coordination.ledger import Claim
-from externalresource.coordination.life_lock import Witness
+from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.process import Observer, Owner
 from externalresource.coordination.queue import Place
 from externalresource.coordination.request import Request
@@ -68,7 +67,7 @@ class Waiting:
     """A process in the queue."""
 
     place: Place
-    lock: Witness
+    lock: LifeLock
     devices: Sequence[Device]
 
     def served(self, held: Sequence[Device]) -> int:
@@ -91,9 +90,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.bare: dict[int, str] = {}
         self.queue: list[Waiting] = []
         self.next_pid = 5
-        self.shared = Coordination(self.path, "gpu", gone=self.is_gone)
-        self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(coordination, "in_container", lambda: False)  # those that are made up need no witness
+        self.shared = Coordination(self.path, "gpu", in_container=lambda: False, gone=self.is_gone)
 
     def is_gone(self, who: Owner, here: Observer) -> bool:
         return who.pid not in self.hands and who.pid not in self.bare
@@ -101,7 +98,6 @@ class AnyOrder(RuleBasedStateMachine):
     def teardown(self) -> None:
         for waiting_one in self.queue:
             waiting_one.lock.close()
-        self.patch.undo()
         self.folder.cleanup()
 
     @initialize(host=st.sampled_from(HOSTS))
@@ -161,7 +157,7 @@ class AnyOrder(RuleBasedStateMachine):
     def wait(self, amount: int, view: int) -> None:
         devices = self.views[view % len(self.views)]
         assume(amount <= len(devices))
-        lock = Witness(self.path)
+        lock = LifeLock(self.path)
         place = queue.place(lock.name, amount, devices)
         queue.write(self.path, [*queue.read(self.path), place])
         self.queue.append(Waiting(place, lock, devices))

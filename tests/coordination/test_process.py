@@ -1,5 +1,4 @@
 import contextlib
-import dataclasses
 import os
 import pickle
 import signal
@@ -8,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from externalresource.coordination import process
 from externalresource.coordination.process import Observer, Owner, gone, identify, observer, pid_of, program_of
 from externalresource.errors import CoordinationError
+from externalresource.records import replace
 from tests.support.processes import NEW_PIDS, NEW_TIME, as_another_user, in_child, in_namespaces, mount
 
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")  # of the writer's own pid namespace
@@ -89,7 +90,7 @@ def test_process_that_ended_by_itself_is_gone(living: subprocess.Popen[bytes]) -
 def test_identity_tells_what_it_saw(living: subprocess.Popen[bytes]) -> None:
     here = observer()
     who = identify(living.pid)
-    assert dataclasses.asdict(who) == {
+    assert {field: getattr(who, field) for field in who.__match_args__} == {
         "pid": living.pid,
         "start_time": who.start_time,
         "boot_id": here.boot_id,
@@ -106,7 +107,7 @@ def test_identity_tells_what_it_saw(living: subprocess.Popen[bytes]) -> None:
 
 
 def test_program_of_an_owner_is_what_it_runs_now_or_else_what_it_ran(living: subprocess.Popen[bytes]) -> None:
-    claimed = dataclasses.replace(identify(living.pid), program="externalresourc")
+    claimed = replace(identify(living.pid), program="externalresourc")
     assert program_of(claimed, observer()) == "sleep"
     end(living)
     assert program_of(claimed, observer()) == "externalresourc"
@@ -155,17 +156,17 @@ def test_process_of_an_unknown_start_is_held_by_whoever_has_its_pid_now(living: 
 
 
 def test_claim_of_another_boot_is_gone(living: subprocess.Popen[bytes]) -> None:
-    assert is_gone(dataclasses.replace(identify(living.pid), boot_id="another"))
+    assert is_gone(replace(identify(living.pid), boot_id="another"))
 
 
 def test_claim_of_another_boot_is_gone_whatever_its_namespace(living: subprocess.Popen[bytes]) -> None:
-    assert is_gone(dataclasses.replace(identify(living.pid), boot_id="another", pid_namespace=1))
+    assert is_gone(replace(identify(living.pid), boot_id="another", pid_namespace=1))
 
 
 def test_unknown_boot_proves_nothing(living: subprocess.Popen[bytes]) -> None:
     who, here = identify(living.pid), observer()
-    assert not gone(dataclasses.replace(who, boot_id=None), here)
-    assert not gone(who, dataclasses.replace(here, boot_id=None))
+    assert not gone(replace(who, boot_id=None), here)
+    assert not gone(who, replace(here, boot_id=None))
 
 
 def test_container_with_a_boot_id_of_its_own_sees_and_is_seen_as_living(tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_container_with_a_boot_id_of_its_own_sees_and_is_seen_as_living(tmp_path
     inside, gone_to_itself, outside_gone = in_namespaces(look, NEW_PIDS)
     assert not gone_to_itself
     assert not outside_gone
-    assert not gone(inside, dataclasses.replace(observer(), pid_namespace=1))  # to another container
+    assert not gone(inside, replace(observer(), pid_namespace=1))  # to another container
     assert inside.same_process(inside)
 
 
@@ -233,7 +234,7 @@ def test_ended_process_of_another_user_is_gone(living: subprocess.Popen[bytes]) 
 
 
 def test_recycled_pid_of_another_user_is_gone(living: subprocess.Popen[bytes]) -> None:
-    assert as_another_user(lambda: is_gone(dataclasses.replace(identify(living.pid), start_time=1)))
+    assert as_another_user(lambda: is_gone(replace(identify(living.pid), start_time=1)))
 
 
 def hidden(who: Owner) -> tuple[bool, bool]:
@@ -246,7 +247,7 @@ def hidden(who: Owner) -> tuple[bool, bool]:
 def test_process_that_proc_hides_is_held() -> None:
     def first() -> tuple[bool, bool]:
         child = paused_fork()
-        return hidden(dataclasses.replace(identify(child), start_time=1))
+        return hidden(replace(identify(child), start_time=1))
 
     assert in_namespaces(first, NEW_PIDS) == (False, True)
 
@@ -284,7 +285,7 @@ def test_fork_is_another_process() -> None:
 )
 def test_processes_that_differ_in_one_of_these_are_two(change: dict[str, Any]) -> None:
     who = identify(os.getpid())
-    other = dataclasses.replace(who, **change)
+    other = replace(who, **change)
     assert who.same_process(who)
     assert not who.same_process(other)
     assert not other.same_process(who)
@@ -292,7 +293,7 @@ def test_processes_that_differ_in_one_of_these_are_two(change: dict[str, Any]) -
 
 @pytest.mark.parametrize("unknown", [{"start_time": None}, {"pid_namespace": None}], ids=str)
 def test_process_of_which_too_little_is_known_is_never_the_same(unknown: dict[str, Any]) -> None:
-    who = dataclasses.replace(identify(os.getpid()), **unknown)
+    who = replace(identify(os.getpid()), **unknown)
     assert not who.same_process(who)
 
 
@@ -387,7 +388,7 @@ def test_no_proc_at_all_proves_nothing(tmp_path: Path) -> None:
     def look() -> tuple[Observer, bool]:
         who = identify(1)
         mount("none", "/proc", "tmpfs")
-        return observer(), gone(who, dataclasses.replace(observer(), pid_namespace=who.pid_namespace))
+        return observer(), gone(who, replace(observer(), pid_namespace=who.pid_namespace))
 
     here, is_it = in_namespaces(look, NEW_PIDS)
     assert here == Observer(None, None, None, sees_own_pids=False)
@@ -428,28 +429,28 @@ def test_thread_owns_nothing() -> None:
 
 @pytest.mark.parametrize("other", ["", "zzzz"], ids=["before", "behind"])
 def test_claim_of_another_boot_is_gone_whichever_was_first(other: str, living: subprocess.Popen[bytes]) -> None:
-    assert is_gone(dataclasses.replace(identify(living.pid), boot_id=other))
+    assert is_gone(replace(identify(living.pid), boot_id=other))
 
 
 @pytest.mark.parametrize("ticks", [-1, 1])
 def test_pid_of_a_process_that_started_at_another_time_is_gone(ticks: int, living: subprocess.Popen[bytes]) -> None:
     who = identify(living.pid)
-    assert is_gone(dataclasses.replace(who, start_time=(who.start_time or 0) + ticks))
+    assert is_gone(replace(who, start_time=(who.start_time or 0) + ticks))
 
 
 @pytest.mark.parametrize("apart", [-1, 1])
 def test_start_that_was_seen_in_another_time_namespace_proves_nothing(
     apart: int, living: subprocess.Popen[bytes]
 ) -> None:
-    who, here = identify(living.pid), dataclasses.replace(observer(), time_namespace=7)
-    assert not gone(dataclasses.replace(who, start_time=1, time_namespace=7 + apart, pidfd_inode=None), here)
+    who, here = identify(living.pid), replace(observer(), time_namespace=7)
+    assert not gone(replace(who, start_time=1, time_namespace=7 + apart, pidfd_inode=None), here)
 
 
 @pytest.mark.parametrize(("now", "is_it"), [(6, True), (7, False), (8, True), (None, False)])
 def test_pid_that_was_used_again_within_one_tick_is_told_by_its_pidfd(
     now: int | None, living: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, *, is_it: bool
 ) -> None:
-    who = dataclasses.replace(identify(living.pid), pidfd_inode=7)
+    who = replace(identify(living.pid), pidfd_inode=7)
     monkeypatch.setattr("externalresource.coordination.process._pidfd_inode", lambda pid: now)
     assert is_gone(who) == is_it
 
@@ -484,8 +485,8 @@ def test_whoever_is_not_in_the_first_pid_namespace_is_in_a_container(namespace: 
 def test_process_is_seen_by_its_own_pid_in_its_own_namespace(living: subprocess.Popen[bytes]) -> None:
     who, here = identify(living.pid), observer()
     assert pid_of(who, here) == living.pid
-    assert pid_of(dataclasses.replace(who, pid_namespace=None), here) is None
-    assert pid_of(dataclasses.replace(who, start_time=1), here) is None
+    assert pid_of(replace(who, pid_namespace=None), here) is None
+    assert pid_of(replace(who, start_time=1), here) is None
 
 
 # A container as the host sees it
@@ -493,7 +494,7 @@ def test_process_is_seen_by_its_own_pid_in_its_own_namespace(living: subprocess.
 HOST = 0xEFFFFFFC  # the pid namespace of whoever is on the host
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Container:
     """What a container's first process says of itself and of its child."""
 
@@ -537,7 +538,7 @@ def pid_namespace(pid: int) -> int | None:
 
 
 def host() -> Observer:
-    return dataclasses.replace(observer(), pid_namespace=HOST)
+    return replace(observer(), pid_namespace=HOST)
 
 
 def test_host_sees_that_a_process_of_a_container_lives() -> None:
@@ -567,27 +568,27 @@ def test_host_sees_that_a_process_of_a_container_is_gone() -> None:
 @pytest.mark.parametrize("ticks", [-1, 1])
 def test_host_tells_processes_of_containers_with_one_pid_by_their_start(ticks: int) -> None:
     with container() as inside:
-        other = dataclasses.replace(inside.first, start_time=(inside.first.start_time or 0) + ticks)
+        other = replace(inside.first, start_time=(inside.first.start_time or 0) + ticks)
         assert gone(other, host())
-        assert not gone(dataclasses.replace(inside.first, start_time=None), host())
+        assert not gone(replace(inside.first, start_time=None), host())
 
 
 @pytest.mark.parametrize("apart", [-1, 1])
 def test_host_holds_what_was_seen_in_another_time_namespace(apart: int) -> None:
     here = host()
     with container() as inside:
-        other = dataclasses.replace(inside.first, time_namespace=(here.time_namespace or 0) + apart, start_time=1)
+        other = replace(inside.first, time_namespace=(here.time_namespace or 0) + apart, start_time=1)
         assert not gone(other, here)
 
 
 @pytest.mark.parametrize("apart", [-1, 1])
 def test_container_judges_no_other(apart: int, living: subprocess.Popen[bytes]) -> None:
-    here = dataclasses.replace(observer(), pid_namespace=HOST + 7)
-    who = dataclasses.replace(identify(living.pid), pid_namespace=HOST + 7 + apart)
+    here = replace(observer(), pid_namespace=HOST + 7)
+    who = replace(identify(living.pid), pid_namespace=HOST + 7 + apart)
     end(living)
     assert not gone(who, here)
     assert pid_of(who, here) is None
-    assert gone(dataclasses.replace(who, pid_namespace=HOST + 7), here)
+    assert gone(replace(who, pid_namespace=HOST + 7), here)
 
 
 @pytest.mark.parametrize("hidepid", [1, 2])
@@ -596,7 +597,7 @@ def test_host_that_may_not_look_at_all_processes_holds(hidepid: int) -> None:
         mount("proc", "/proc", "proc", f"hidepid={hidepid}")
         here = observer()
         who = Owner(2**22 + 1, start_time=1, boot_id=here.boot_id, pid_namespace=1, time_namespace=here.time_namespace)
-        seen = dataclasses.replace(here, pid_namespace=HOST)
+        seen = replace(here, pid_namespace=HOST)
         return as_another_user(lambda: gone(who, seen)), gone(who, seen)
 
     assert in_namespaces(look, NEW_PIDS) == (False, True)
@@ -611,7 +612,7 @@ def test_process_that_may_not_be_signalled_is_there(
     who = identify(living.pid)
     monkeypatch.setattr(os, "kill", refuse)
     assert not is_gone(who)
-    assert is_gone(dataclasses.replace(who, start_time=1))
+    assert is_gone(replace(who, start_time=1))
 
 
 def test_process_that_may_not_be_looked_at_may_be_the_one(monkeypatch: pytest.MonkeyPatch) -> None:

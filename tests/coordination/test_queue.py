@@ -23,7 +23,7 @@ import pytest
 import externalresource
 from externalresource.api import ExternalResourceInfo
 from externalresource.context import RuntimeContext
-from externalresource.coordination import Claim, Coordination, identify, ledger, lock, queue
+from externalresource.coordination import Claim, Coordination, identify, ledger, queue
 from externalresource.coordination.process import Observer, Owner
 from externalresource.coordination.queue import Place
 from externalresource.errors import CoordinationError, DiscoveryError, ExternalResourceError, NotEnoughDevicesError
@@ -51,6 +51,11 @@ def nobody_ends(who: Owner, here: Observer) -> bool:
     return False
 
 
+def on_the_host() -> bool:
+    """Owners that are made up need no life lock, wherever these tests run."""
+    return False
+
+
 def tokens(devices: Sequence[Device]) -> list[str]:
     return [device.token for device in devices]
 
@@ -73,12 +78,6 @@ def leftovers(path: str) -> set[str]:
     witnesses = {f"{path}.witness-{claim.details.get('witness')}" for claim in ledger.read(path)}
     names = {f"{os.path.dirname(path)}/{name}" for name in os.listdir(os.path.dirname(path))}
     return names - witnesses - {path, f"{path}.lock"}
-
-
-@pytest.fixture(autouse=True)
-def on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let owners that are made up need no witness, wherever these tests run."""
-    monkeypatch.setattr("externalresource.coordination.claims.in_container", lambda: False)
 
 
 @pytest.fixture
@@ -119,7 +118,7 @@ class Events:
 
 
 def coordination(path: str, *events: Callable[[], object]) -> Coordination:
-    return Coordination(path, "gpu", gone=nobody_ends, pause=Events(*events))
+    return Coordination(path, "gpu", in_container=on_the_host, gone=nobody_ends, pause=Events(*events))
 
 
 def ask(path: str, devices: Sequence[Device], amount: int = 1, *, pid: int = 99, wait: float = 0) -> list[str]:
@@ -197,7 +196,9 @@ def test_later_one_that_waits_is_told_how_many_came_before(path: str) -> None:
     def come_later() -> None:
         inner = Events(lambda: give_back(path, gpus(0), 1))
         with pytest.raises(NotEnoughDevicesError, match=r"^1 wanted, 0 of 1 free; 1 waiting before; waited 0\.01 s"):
-            Coordination(path, "gpu", gone=nobody_ends, pause=inner).claim(gpus(0), 1, made_up(3), wait=0.01)
+            Coordination(path, "gpu", in_container=on_the_host, gone=nobody_ends, pause=inner).claim(
+                gpus(0), 1, made_up(3), wait=0.01
+            )
         assert re.match(
             r"1 wanted, 0 of 1 free; 1 waiting before; held by pid 1 \(java\), since .*: 0$", inner.reasons[0]
         )
@@ -258,7 +259,13 @@ def test_gpu_is_kept_from_those_that_want_it_otherwise_cut(choice: list[Device],
 
 def test_device_of_a_dead_owner_is_waited_for_by_nobody(path: str) -> None:
     ask(path, gpus(0), pid=1)
-    shared = Coordination(path, "gpu", gone=lambda who, here: True, pause=Events(lambda: pytest.fail("it is free")))
+    shared = Coordination(
+        path,
+        "gpu",
+        in_container=on_the_host,
+        gone=lambda who, here: True,
+        pause=Events(lambda: pytest.fail("it is free")),
+    )
     assert tokens(shared.claim(gpus(0), 1, made_up(2), wait=LONG)) == ["0"]
 
 
@@ -370,7 +377,7 @@ def test_more_than_the_host_has_is_not_waited_for(path: str) -> None:
 def test_who_has_waited_long_enough_is_told_who_holds_what(path: str) -> None:
     ask(path, gpus(0), pid=1)
     with pytest.raises(NotEnoughDevicesError) as caught:
-        Coordination(path, "gpu", gone=nobody_ends).claim(gpus(0), 1, made_up(2), wait=0.2)
+        Coordination(path, "gpu", in_container=on_the_host, gone=nobody_ends).claim(gpus(0), 1, made_up(2), wait=0.2)
     assert re.fullmatch(
         r"1 wanted, 0 of 1 free; held by pid 1 \(java\), since \S+: 0; waited 0\.2 s for them", str(caught.value)
     )
@@ -392,7 +399,9 @@ def test_pause_ends_when_the_wait_does(path: str) -> None:
         time.sleep(seconds)
 
     with pytest.raises(NotEnoughDevicesError):
-        Coordination(path, "gpu", gone=nobody_ends, pause=pause).claim(gpus(0), 1, made_up(2), wait=0.12)
+        Coordination(path, "gpu", in_container=on_the_host, gone=nobody_ends, pause=pause).claim(
+            gpus(0), 1, made_up(2), wait=0.12
+        )
     assert len(pauses) > 1
     assert sum(pauses) <= 0.12
 
@@ -413,20 +422,19 @@ def test_lock_is_not_waited_for_longer_than_the_devices(path: str) -> None:
     assert leftovers(path) == set()
 
 
-def test_lock_is_waited_for_at_most_until_the_deadline_and_the_wait_are_over(
-    path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lock_is_waited_for_at_most_until_the_deadline_and_the_wait_are_over(path: str) -> None:
     ask(path, gpus(0), pid=1)
     deadlines = []
 
-    def locked(coordination_file: str, deadline: float) -> contextlib.AbstractContextManager[None]:
-        deadlines.append(deadline)
-        return lock.locked(coordination_file, deadline)
+    class Noting(Coordination):
+        def _locked(self, deadline: float | None) -> contextlib.AbstractContextManager[None]:
+            deadlines.append(deadline or 0)
+            return super()._locked(deadline)
 
-    monkeypatch.setattr("externalresource.coordination.claims.locked", locked)
     deadline = time.monotonic() + 1
+    waiting = Noting(path, "gpu", gone=nobody_ends, pause=Events(lambda: time.sleep(0.01)))
     with pytest.raises(NotEnoughDevicesError):
-        coordination(path, lambda: time.sleep(0.01)).claim(gpus(0), 1, made_up(2), wait=0.01, deadline=deadline)
+        waiting.claim(gpus(0), 1, made_up(2), wait=0.01, deadline=deadline)
     assert deadlines[0] == deadline
     assert max(deadlines) == deadline + 0.01
 
@@ -732,7 +740,7 @@ def test_killed_script_claims_nothing_later(path: str, held: Running[list[str]])
     before = ledger.read(path)
     held.kill()
     with pytest.raises(NotEnoughDevicesError):
-        Coordination(path, "gpu", gone=nobody_ends).claim([Device("0")], 1, made_up(2))
+        Coordination(path, "gpu", in_container=on_the_host, gone=nobody_ends).claim([Device("0")], 1, made_up(2))
     assert ledger.read(path) == before
     assert leftovers(path) == set()
 

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from externalresource.coordination import Coordination, Holding, ledger, queue
-from externalresource.coordination import claims as room
-from externalresource.coordination.life_lock import Witness
+from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.process import Observer, Owner
 from externalresource.errors import CoordinationError, NotEnoughDevicesError
 from tests.support.devices import Device
@@ -44,7 +43,8 @@ class Host:
     def inside(self, *runs: str, pause: Callable[[float, str], None] = lambda _seconds, _reason: None) -> Coordination:
         """The coordination as a process sees it that is inside of these runs, the outermost first."""
         around = [frozenset(run.split(",")) for run in runs]
-        return Coordination(self.path, "gpu", gone=self.is_gone, pause=pause, runs=around)
+        # On the host, where those that are made up need no life lock.
+        return Coordination(self.path, "gpu", in_container=lambda: False, gone=self.is_gone, pause=pause, runs=around)
 
     def is_gone(self, owner: Owner, here: Observer) -> bool:
         return owner.pid in self.dead
@@ -67,8 +67,7 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    monkeypatch.setattr(room, "in_container", lambda: False)  # those that are made up need no witness
+def host(tmp_path: Path) -> Host:
     return Host(str(tmp_path / "gpus"))
 
 
@@ -201,7 +200,7 @@ def test_refusal_says_since_when_the_share_is_held(host: Host) -> None:
 
 def test_those_who_wait_for_devices_do_not_stand_in_the_way_of_shares(host: Host) -> None:
     host.claim(1, 4)
-    outside = Witness(host.path)
+    outside = LifeLock(host.path)
     queue.write(host.path, [queue.place(outside.name, 4, GPUS)])
     assert host.claim(2, 1, "of1") == ["0"]
     assert [place.witness for place in queue.read(host.path)] == [outside.name]
@@ -227,7 +226,7 @@ def test_those_who_wait_for_shares_of_one_run_are_served_in_turn(host: Host) -> 
 
 
 def test_place_of_one_who_waits_for_shares_is_read_as_it_was_written(host: Host) -> None:
-    lock = Witness(host.path)
+    lock = LifeLock(host.path)
     places = [queue.place(lock.name, 2, GPUS[:2], "a b,=%")]
     queue.write(host.path, places)
     assert queue.read(host.path) == places
@@ -478,13 +477,10 @@ class Tree(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(room, "in_container", lambda: False)
         self.host = Host(f"{self.folder.name}/gpus")
         self.processes: list[Process] = []
 
     def teardown(self) -> None:
-        self.patch.undo()
         self.folder.cleanup()
 
     def living(self) -> list[Process]:

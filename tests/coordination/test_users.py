@@ -5,7 +5,6 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ import pytest
 
 from externalresource.coordination import Coordination, Owner, identify
 from externalresource.errors import CoordinationError, NotEnoughDevicesError
+from externalresource.records import replace
 from tests.support.devices import Device
 from tests.support.processes import NEW_PIDS, Running, in_child, in_namespaces
 

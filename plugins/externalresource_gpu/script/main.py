@@ -156,8 +156,6 @@ def _candidates(host: "Host") -> "list[Device]":
 
 
 def _owner(options: Options, parent: int) -> "Owner":
-    from dataclasses import replace
-
     from externalresource.coordination import identify, new_grant
 
     if options.until_children_exit and options.witness is None:
@@ -165,8 +163,8 @@ def _owner(options: Options, parent: int) -> "Owner":
             "option --until-children-exit needs --witness: the owner's children inherit nothing from this script; "
             "use our driver, or `externalresource run --until-children-exit`"
         )
-    return replace(
-        identify(parent if options.owner_pid is None else options.owner_pid),
+    return identify(
+        parent if options.owner_pid is None else options.owner_pid,
         witness=options.witness,
         until_children_exit=options.until_children_exit,
         grant=options.grant or new_grant(),

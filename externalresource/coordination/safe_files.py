@@ -1,0 +1,103 @@
+"""Files in a folder that others may write: opened, made and replaced so that what was planted there harms nobody."""
+
+import errno
+import os
+import stat
+
+from externalresource.errors import CoordinationError
+
+_MODE = 0o644  # readable for all, whatever the umask: there are no secrets in it
+_LARGEST = 16 << 20  # bytes; 1,024 devices take 0.3 MB
+_SHARING = "to share devices between users, give them a folder that they all may write and that is not sticky"
+_ADVICE = {
+    errno.ENOENT: "create its folder, or choose another file",
+    errno.EACCES: _SHARING,
+    errno.EPERM: _SHARING,
+    errno.EISDIR: "remove the folder that is there with .new at the end of its name",
+    errno.ENOLCK: "choose a file on a local file system",
+    errno.ENOSYS: "choose a file on a local file system",
+    errno.EBUSY: "a single file is mounted there: mount its folder instead",
+    errno.ENOSPC: "make room on its file system",
+    errno.EDQUOT: "make room in the quota of its file system",
+    errno.EROFS: "choose a file on a writable file system",
+}
+
+
+def create(path: str, content: bytes) -> None:
+    """Make a file, or leave it as it is. CoordinationError for anything else that is there."""
+    try:
+        descriptor = open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, _MODE)
+            file.write(content)
+    except FileExistsError:
+        read(path)
+    except OSError as error:
+        raise refusal("write", path, error) from None
+
+
+def read(path: str) -> bytes:
+    """Return the content of a file, empty if there is none. CoordinationError for anything that is no such file."""
+    try:
+        with open(open_plain(path, os.O_RDONLY), "rb") as file:
+            content = file.read(_LARGEST + 1)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise refusal("read", path, error) from None
+    if len(content) > _LARGEST:
+        raise CoordinationError(f"coordination file {path} is larger than 16 MiB, which no ledger is: look at it")
+    return content
+
+
+def replace(path: str, content: bytes) -> None:
+    """Replace the whole file by this content, or leave it as it was and raise CoordinationError."""
+    new = f"{path}.new"
+    try:
+        remove(new)  # left by a process that was killed here; the name is fixed, so that they do not pile up
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
+        try:
+            with open(descriptor, "wb") as file:
+                os.fchmod(descriptor, _MODE)
+                file.write(content)
+            os.replace(new, path)
+        except BaseException:
+            remove(new)
+            raise
+    except OSError as error:
+        raise refusal("write", path, error) from None
+
+
+def refusal(verb: str, path: str, error: OSError) -> CoordinationError:
+    """Return the error for a file that the system does not let us read, write or lock."""
+    if error.errno == errno.ELOOP:
+        return CoordinationError(f"cannot {verb} {path}: it is a symbolic link, which is never followed; remove it")
+    advice = _ADVICE.get(error.errno or 0)
+    return CoordinationError(f"cannot {verb} {path}: {error.strerror}" + (f"; {advice}" if advice else ""))
+
+
+def open_plain(path: str, flags: int) -> int:
+    """Return a descriptor of a regular file with one name; CoordinationError for anything else that was planted there.
+
+    Raises OSError if the system does not let us open it.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, _MODE)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+        return descriptor
+    os.close(descriptor)
+    what = f"has {status.st_nlink} names (hard links)" if stat.S_ISREG(status.st_mode) else "is not a regular file"
+    raise CoordinationError(f"cannot use {path}: it {what}; remove it")
+
+
+def remove(path: str) -> None:
+    """Remove a file that may be there."""
+    try:  # noqa: SIM105 - contextlib costs the discovery script a millisecond
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def removed(descriptor: int, path: str) -> bool:
+    """Return whether an open file is no longer at its path, nor another one there."""
+    return os.fstat(descriptor).st_nlink == 0 and not os.path.lexists(path)

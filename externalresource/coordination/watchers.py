@@ -1,0 +1,101 @@
+"""Two small processes beside an owner that hold its life lock until it has ended.
+
+They stand in the owner's own pid namespace and share one open file description: killing one of them frees nothing.
+"""
+
+import os
+import select
+import signal
+import time
+
+from externalresource.coordination import process as processes
+from externalresource.coordination import safe_files
+from externalresource.coordination.process import Owner
+from externalresource.errors import CoordinationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+_LOOK = 1.0  # seconds between two looks of a watcher
+_BOTH = 2
+
+
+def start(owner: Owner, lock: int, path: str, started: list[int]) -> None:
+    """Start both; `lock` is a descriptor that holds the life lock at `path`. Their pids are added to `started`.
+
+    They have left what they inherit, other locks of this process included, when this returns. CoordinationError if
+    they cannot be started.
+    """
+    ready, report = os.pipe()
+    with open(ready, "rb") as reports:
+        try:
+            for _ in range(_BOTH):
+                pid = os.fork()
+                if pid == 0:
+                    _stand(owner, lock, path, report)
+                started.append(pid)
+        except OSError as error:
+            raise CoordinationError(f"no watcher can be started beside pid {owner.pid}: {error.strerror}") from None
+        finally:
+            os.close(report)
+        if len(reports.read(_BOTH)) < _BOTH:
+            raise CoordinationError(f"no watcher can be started beside pid {owner.pid}: they ended at once")
+
+
+def end(pid: int) -> None:
+    """Kill a child and take its end: an owner that is pid 1 of its container may be one that takes nobody's."""
+    try:
+        if os.waitpid(pid, os.WNOHANG)[0] == 0:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass
+
+
+def _stand(owner: Owner, lock: int, path: str, report: int) -> "NoReturn":
+    """Be a watcher: leave all that was the caller's but the lock, report, and wait for the owner's end."""
+    try:
+        os.setsid()  # neither a terminal nor whoever kills the script's group reaches it
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # an owner asked to end still uses its devices
+        os.chdir("/")
+        _leave_descriptors(lock, report)
+        os.write(report, b"!")
+        os.close(report)
+        _wait(owner, lock, path)
+    finally:
+        os._exit(0)
+
+
+def _leave_descriptors(*kept: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in {0, 1, 2}.difference(kept):
+        os.dup2(null, descriptor)
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor > 2 and descriptor not in kept:  # noqa: PLR2004 - the standard streams
+            try:  # noqa: SIM105 - contextlib costs the discovery script a millisecond
+                os.close(descriptor)
+            except OSError:  # the one that listed them
+                pass
+
+
+def _wait(owner: Owner, lock: int, path: str) -> None:
+    """Return when the owner has ended, or the claim: whatever else goes wrong here must not look like that."""
+    while not safe_files.removed(lock, path):
+        try:
+            if _ends_within(owner, _LOOK):
+                return
+        except Exception:  # noqa: BLE001 - no memory, no descriptors, no pidfd in this kernel
+            time.sleep(_LOOK)
+
+
+def _ends_within(owner: Owner, seconds: float) -> bool:
+    if processes.gone(owner, processes.observer()):
+        return True
+    descriptor = os.pidfd_open(owner.pid)
+    try:
+        if processes.gone(owner, processes.observer()):  # so it would not be the owner's, but of one after it
+            return True
+        return bool(select.select([descriptor], [], [], seconds)[0])
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,37 @@
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tests.support.processes import Running
+
+R = TypeVar("R")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "gpus")
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[Callable[[], R]], Running[R]]]:
+    with contextlib.ExitStack() as running:
+
+        def start(function: Callable[[], R]) -> Running[R]:
+            process = Running(function)
+            running.callback(process.kill)
+            return process
+
+        yield start
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """Yield a folder that another user can reach and write."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        yield folder
