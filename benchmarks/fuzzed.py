@@ -5,11 +5,12 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from externalresource.records import replace
 from externalresource_gpu import foreign_script
 from externalresource_gpu.backends.nvidia_smi import backend as nvidia_smi
 from externalresource_gpu.backends.nvidia_smi import compute_apps, listing, mig_listing, topo

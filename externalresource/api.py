@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from externalresource.drivers.discovery_script import Ended, find_script, run_script
     from externalresource.drivers.enumerated import Device, DeviceInfo, driver
     from externalresource.drivers.options import Option
+    from externalresource.records import record, replace
     from externalresource.yaml_nodes import YamlNode, read_text, read_yaml
 
 __all__ = [
@@ -45,6 +46,8 @@ __all__ = [
     "hookimpl",
     "read_text",
     "read_yaml",
+    "record",
+    "replace",
     "run_script",
 ]
 
@@ -54,6 +57,7 @@ _HOME = {
     **dict.fromkeys(("Ended", "find_script", "run_script"), "drivers.discovery_script"),
     "Grants": "coordination.own_claims",
     "Option": "drivers.options",
+    **dict.fromkeys(("record", "replace"), "records"),
     **dict.fromkeys(("YamlNode", "read_text", "read_yaml"), "yaml_nodes"),
 }
 

@@ -1,9 +1,9 @@
 """One GPU, or one MIG instance of it, as discovery sees it."""
 
-from dataclasses import dataclass
+from externalresource.api import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Process:
     """A process that computes on a GPU. The pid is that of the host, which a container cannot map."""
 
@@ -12,7 +12,7 @@ class Process:
     memory: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Device:
     """A GPU or a MIG instance. What a backend does not know is None, never 0."""
 

@@ -6,13 +6,13 @@ import subprocess
 import sys
 import sysconfig
 import time
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from externalresource.records import replace
 from externalresource_gpu import backends
 from externalresource_gpu.device import Device
 

@@ -1,12 +1,13 @@
 """Machines whose matrices were printed by `nvidia-smi topo -m` and published, and any others."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations
 
 from hypothesis import strategies as st
 
 from externalresource.coordination import Claim
+from externalresource.records import replace
 from externalresource_gpu.choosing.policies import select
 from externalresource_gpu.device import Device
 

@@ -3,8 +3,6 @@
 NVML's error codes (nvmlReturn_t) are the exit status of nvidia-smi as well, where they fit a byte.
 """
 
-import signal
-
 from externalresource.errors import DiscoveryError
 
 TYPE_CHECKING = False
@@ -120,6 +118,8 @@ def nvml_failed(call: str, code: int, bound: "Sequence[str]" = ()) -> DiscoveryE
 
 
 def crashed(name: str, number: int) -> DiscoveryError:
+    import signal
+
     known = {known.value: known.name for known in signal.Signals}
     return DiscoveryError(
         f"{name} was ended by {known.get(number, f'signal {number}')}: the driver's library may not fit the driver: "
@@ -155,3 +155,17 @@ def none_found(name: str, bound: "Sequence[str]") -> "list[Device]":
         f"{name} finds no GPU, but the driver is bound to {len(bound)} ({quote(', '.join(bound))}): they are broken "
         f"({_DRIVER_LOG}), or this container, cgroup or user may not open them (/dev/nvidia*)"
     )
+
+
+def unique(source: str, devices: "Iterable[Device]") -> "list[Device]":
+    """Return the devices by index. DiscoveryError if two have one index or one UUID, as claims go by them."""
+    known: dict[int, Device] = {}
+    uuids: set[str] = set()
+    for device in devices:
+        if device.index in known:
+            raise DiscoveryError(f"{source}: two GPUs have the index {device.index}")
+        if device.uuid in uuids:
+            raise DiscoveryError(f"{source}: two GPUs have the UUID {device.uuid}")
+        known[device.index] = device
+        uuids.update(filter(None, [device.uuid]))
+    return [known[index] for index in sorted(known)]

@@ -1,7 +1,5 @@
 """How the GPUs of a host are connected. Pure: it touches no process and no file."""
 
-from collections.abc import Iterator, Mapping
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -11,7 +9,7 @@ if TYPE_CHECKING:
 #: The link of two GPUs, the smaller index first, in the words of `nvidia-smi topo -m`: `NV12` is as many NVLinks, then
 #: come PIX (one PCIe bridge), PXB (several), PHB (a host bridge), NODE (one NUMA node) and SYS (between NUMA nodes).
 #: A pair that is missing is unknown.
-Links = Mapping[tuple[int, int], str]
+Links = dict[tuple[int, int], str]
 
 SELF, UNKNOWN = "X", "?"
 # SOC is what drivers before 384 called SYS; PSB is the bridge on a board with two GPUs.
@@ -49,11 +47,6 @@ def link(links: Links, one: int, other: int) -> str | None:
     return links.get((one, other) if one < other else (other, one))
 
 
-def inferred(devices: "Sequence[Device]") -> Links:
-    """Return what NUMA nodes tell of the links, where nothing else does: NODE within one, SYS between two."""
-    return _Inferred({device.index: device.numa_node for device in devices if device.numa_node is not None})
-
-
 def matrix(links: Links, devices: "Sequence[Device]") -> list[list[str]]:
     """Return the links of each device to each, in their order, as `nvidia-smi topo -m`: `X` for itself, `?` unknown."""
     return [[link(links, one.index, other.index) or UNKNOWN for other in devices] for one in devices]
@@ -63,25 +56,3 @@ def _by_node(one: int | None, other: int | None) -> str | None:
     if one is None or other is None:
         return None
     return "NODE" if one == other else "SYS"
-
-
-class _Inferred(Mapping[tuple[int, int], str]):
-    """Links that are looked up in the NUMA nodes: writing down all of 1,024 GPUs would take half a second."""
-
-    __slots__ = ("_nodes",)
-
-    def __init__(self, nodes: dict[int, int]) -> None:
-        self._nodes = nodes
-
-    def __getitem__(self, pair: tuple[int, int]) -> str:
-        found = _by_node(self._nodes.get(pair[0]), self._nodes.get(pair[1])) if pair[0] < pair[1] else None
-        if found is None:
-            raise KeyError(pair)
-        return found
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        indices = sorted(self._nodes)
-        return ((one, other) for place, one in enumerate(indices) for other in indices[place + 1 :])
-
-    def __len__(self) -> int:
-        return len(self._nodes) * (len(self._nodes) - 1) // 2

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -16,6 +15,7 @@ import fuzz
 import fuzzed
 import mutations
 from externalresource.errors import DiscoveryError
+from externalresource.records import replace
 
 _FOLDER = tempfile.TemporaryDirectory()
 PARSERS = fuzzed.parsers(_FOLDER.name)

@@ -1,7 +1,4 @@
-import dataclasses
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from externalresource.errors import DiscoveryError
+from externalresource.records import replace
 from externalresource_gpu.backends import create, reasons
 from externalresource_gpu.backends.nvidia_smi import listing, mig_listing
 from externalresource_gpu.backends.nvidia_smi.backend import FIELDS, SINCE, NvidiaSmi
@@ -405,7 +403,7 @@ def asked(tmp_path: Path) -> list[str]:
 
 
 def test_instances_hang_below_their_gpu(stand_in: StandIn) -> None:
-    found = [dataclasses.replace(gpu, numa_node=None) for gpu in stand_in(host()).devices(soon())]
+    found = [replace(gpu, numa_node=None) for gpu in stand_in(host()).devices(soon())]
     assert [gpu.unusable for gpu in found] == [None, None, None]
     assert [gpu.instances for gpu in found] == [(), INSTANCES, ()]
 
@@ -443,8 +441,8 @@ def test_links_and_processes_are_asked_for_only_if_wanted(stand_in: StandIn, tmp
 def test_instances_without_their_xml_have_no_ids_and_no_memory(stand_in: StandIn, xml: str) -> None:
     found = stand_in(host(q=xml)).devices(soon())
     assert [gpu.unusable for gpu in found] == [None, None, None]
-    assert [dataclasses.replace(instance, numa_node=None) for instance in found[1].instances] == [
-        dataclasses.replace(instance, memory_total=None, memory_used=None, gpu_instance=None, compute_instance=None)
+    assert [replace(instance, numa_node=None) for instance in found[1].instances] == [
+        replace(instance, memory_total=None, memory_used=None, gpu_instance=None, compute_instance=None)
         for instance in INSTANCES
     ]
 
@@ -818,37 +816,3 @@ def test_gpu_is_healthy_again_when_a_later_look_says_so(stand_in: StandIn, broke
     assert [(device.index, device.unusable is None) for device in backend.devices(soon())] == [(0, True), (1, False)]
     stand_in(f'print("""{row()}\n{row(index="1")}""")')
     assert [(device.index, device.unusable) for device in backend.devices(soon())] == [(0, None), (1, None)]
-
-
-# What it costs
-
-
-def test_nothing_that_costs_is_imported_before_nvidia_smi_runs() -> None:
-    start = "from externalresource_gpu.backends import create; create('nvidia-smi').start()"
-    code = f"import sys; {start}; print(*sys.modules)"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, _source()))}
-    answer = subprocess.run(
-        [sys.executable, "-SsPc", code], check=True, capture_output=True, text=True, env=environment
-    )
-    costly = {
-        "dataclasses",
-        "typing",
-        "re",
-        "json",
-        "csv",
-        "enum",
-        "collections",
-        "inspect",
-        "subprocess",
-        "signal",
-        "yaml",
-    }
-    assert not costly & set(answer.stdout.split())
-    assert "externalresource.drivers.child" in answer.stdout.split()
-
-
-def _source() -> list[Path]:
-    import externalresource
-    import externalresource_gpu
-
-    return [Path(str(package.__file__)).parents[1] for package in (externalresource, externalresource_gpu)]

@@ -2,13 +2,13 @@
 
 import re
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from externalresource.records import replace
 from externalresource_gpu.backends.simulated import made_up
 from externalresource_gpu.backends.simulated.backend import Simulated
 from externalresource_gpu.backends.simulated.recording import render

@@ -4,7 +4,6 @@ What is expected was read by hand off another recording of the same machine wher
 table for what is parsed from `--query-gpu`, `--query-compute-apps`, `-L` and the XML), else off the recording itself.
 """
 
-import dataclasses
 import re
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from externalresource.errors import DiscoveryError
+from externalresource.records import replace
 from externalresource_gpu.backends.nvidia_smi import mig_listing, topo
 from externalresource_gpu.backends.nvidia_smi.backend import FIELDS, NvidiaSmi
 from externalresource_gpu.backends.nvidia_smi.mig_listing import Detail
@@ -89,7 +89,7 @@ def soon() -> float:
 
 def anywhere(device: Device) -> Device:
     """The device without its NUMA node: the machine that runs this may have one on the same bus."""
-    return dataclasses.replace(device, numa_node=None, instances=tuple(map(anywhere, device.instances)))
+    return replace(device, numa_node=None, instances=tuple(map(anywhere, device.instances)))
 
 
 # Machines of which there is a recording of each kind: expected is what `-q` (under load) and the plain table say.
@@ -229,7 +229,7 @@ def test_recorded_machine_with_mig_is_what_its_table_shows(stand_in: StandIn, tm
     xml.write_text(xml_of(read(f"q/uo-{H100_MIG}.load.txt")))
     [found] = stand_in({**recordings(H100_MIG), "xml": str(xml)}).devices(soon())
     processes = {21180: 2296, 21181: 1272, 21198: 7484}
-    assert anywhere(found) == dataclasses.replace(
+    assert anywhere(found) == replace(
         machine("NVIDIA H100 80GB HBM3", 81559, 11125, "00000000:00:09.0", "Enabled", dict(processes)),
         instances=(
             instance(0, "3g.40gb", "MIG-00000000-0000-0000-0000-000000000000", (2, 0), 40448, 11091),

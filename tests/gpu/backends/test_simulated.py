@@ -4,12 +4,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from externalresource.errors import ConfigurationError, DiscoveryError
+from externalresource.records import replace
 from externalresource_gpu.backends import NAMES, create
 from externalresource_gpu.backends.simulated import machine_file, made_up
 from externalresource_gpu.backends.simulated.backend import Simulated

@@ -1,11 +1,11 @@
 """Which devices may be handed out, and what is said of the others."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 
 from externalresource.errors import NotEnoughDevicesError
+from externalresource.records import replace
 from externalresource_gpu.choosing import candidates
 from externalresource_gpu.choosing.candidates import Wanted
 from externalresource_gpu.choosing.mask import visible
@@ -14,7 +14,7 @@ from externalresource_gpu.device import Device
 
 def gpu(index: int, **fields: object) -> Device:
     device = Device(index, uuid=f"GPU-{index}", name="NVIDIA A100-SXM4-40GB", memory_total=40960, mig_mode="Disabled")
-    return replace(device, **fields)  # type: ignore[arg-type] # what a field is, its test knows
+    return replace(device, **fields)
 
 
 def instance(index: int, number: int, profile: str | None, memory: int = 4864, **fields: object) -> Device:
@@ -27,7 +27,7 @@ def instance(index: int, number: int, profile: str | None, memory: int = 4864, *
         mig_index=number,
         parent_uuid=f"GPU-{index}",
     )
-    return replace(device, **fields)  # type: ignore[arg-type] # what a field is, its test knows
+    return replace(device, **fields)
 
 
 SLICED = gpu(1, mig_mode="Enabled", instances=(instance(1, 0, "1g.5gb"), instance(1, 2, "3g.20gb", 19968)))

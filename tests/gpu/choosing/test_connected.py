@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import combinations
 from random import Random
 
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from externalresource.coordination import Claim
+from externalresource.records import replace
 from externalresource_gpu import backends
 from externalresource_gpu.choosing import connected, topology
 from externalresource_gpu.device import Device

@@ -1,9 +1,8 @@
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from externalresource.records import replace
 from externalresource_gpu.choosing import mask
 from externalresource_gpu.choosing.mask import ambiguity, ordinal, visible
 from externalresource_gpu.device import Device

@@ -36,25 +36,6 @@ def test_link_is_the_same_from_both_sides() -> None:
     assert [topology.link(links, *pair) for pair in [(0, 3), (3, 0), (3, 3), (0, 1)]] == ["NV2", "NV2", "X", None]
 
 
-def test_numa_nodes_tell_of_links_where_nothing_else_does() -> None:
-    links = topology.inferred(on_nodes(0, 0, 1, None))
-    assert dict(links) == {(0, 1): "NODE", (0, 2): "SYS", (1, 2): "SYS"}
-    assert len(links) == 3
-    assert links.get((1, 0)) is None
-    assert links.get((0, 3)) is None
-    assert (0, 0) not in links
-
-
-def test_nothing_is_inferred_for_a_host_that_tells_nothing() -> None:
-    assert not topology.inferred(on_nodes(None, None))
-    assert not topology.inferred([])
-
-
-def test_inferred_links_of_a_thousand_gpus_are_not_written_down() -> None:
-    links = topology.inferred([Device(index, numa_node=index // 512) for index in range(1024)])
-    assert (len(links), links[3, 700], links[700, 701]) == (523776, "SYS", "NODE")
-
-
 def test_matrix_has_a_row_for_each_gpu_as_nvidia_smi_prints_it() -> None:
     assert topology.matrix({(0, 1): "NV4", (0, 3): "SYS"}, [Device(0), Device(1), Device(3)]) == [
         ["X", "NV4", "SYS"],

@@ -1,8 +1,6 @@
 """What computes on which GPU: `--query-compute-apps=gpu_uuid,pid,used_memory`. Touches no process and no file."""
 
-import re
-from dataclasses import replace
-
+from externalresource.api import replace
 from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends.nvidia_smi import listing
 from externalresource_gpu.device import Device, Process
@@ -11,7 +9,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-_NUMBER = re.compile(r"[0-9]{1,18}")
 _COLUMNS = 3
 
 
@@ -37,10 +34,10 @@ def parse(text: str) -> "Mapping[str, tuple[Process, ...] | None] | None":
             return None
         uuid, pid, memory = cells
         before = found.setdefault(uuid, [])
-        if not _NUMBER.fullmatch(pid):
+        if not listing.is_number(pid):
             found[uuid] = None
         elif before is not None:
-            before.append(Process(int(pid), int(memory) if _NUMBER.fullmatch(memory) else None))
+            before.append(Process(int(pid), int(memory) if listing.is_number(memory) else None))
     return {
         uuid: None if known is None else tuple(sorted(known, key=lambda process: process.pid))
         for uuid, known in found.items()

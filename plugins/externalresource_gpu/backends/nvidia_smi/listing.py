@@ -1,29 +1,25 @@
 """What nvidia-smi printed: devices, or a line that cannot be one. Touches no process and no file."""
 
-import re
-
 from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends import pci, reasons
 from externalresource_gpu.device import Device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     #: A GPU that nvidia-smi could not list: its index and bus id, as far as they are known, and the reason.
     _Lost = tuple[int | None, str | None, str]
 
-_UNKNOWN_FIELD = re.compile(r'Field "(?P<field>[^"]*)" is not a valid field to query')
+_NO_FIELD = "is not a valid field to query"
 _NO_DEVICES = "No devices were found"
 _COMPLETE = {0, 14}  # 14 warns of a corrupted infoROM, after the full output
 _WARNING = "WARNING:"
 MIG_ENABLED = "Enabled"
+_LOST = "Unable to determine the device handle for GPU"
 # "GPU1: 0000:02:00.0: reason", "GPU 0000:02:00.0: reason" and "GPU0000:02:00.0: reason", by age of the driver
-_LOST = re.compile(
-    r"Unable to determine the device handle for GPU ?(?:(?P<index>[0-9]{1,9}): )?"
-    r"(?P<bus_id>[\dA-Fa-f]+(?::[\dA-Fa-f.]+)+): (?P<reason>.+)"
-)
-_NUMBER = re.compile(r"[0-9]{1,18}")
+_LOST_GPU = r" ?(?:(?P<index>[0-9]{1,9}): )?(?P<bus_id>[\dA-Fa-f]+(?::[\dA-Fa-f.]+)+): (?P<reason>.+)"
+_DIGITS = 18  # of a number
 # Texts that say nothing about the GPU's health: what the cell asks for does not exist, here or any more.
 _UNKNOWN = {
     "",
@@ -39,8 +35,12 @@ _UNKNOWN = {
 
 def unknown_field(status: int, output: str) -> str | None:
     """Return the field that this nvidia-smi does not know, for which it answered nothing."""
-    match = _UNKNOWN_FIELD.search(output)
-    return match["field"] if match and status not in _COMPLETE else None
+    if status in _COMPLETE or _NO_FIELD not in output:
+        return None
+    import re
+
+    match = re.search(rf'Field "([^"]*)" {_NO_FIELD}', output)
+    return match and match[1]
 
 
 def is_empty(status: int, output: str) -> bool:
@@ -66,7 +66,12 @@ def names_lost(output: str) -> bool:
 
 def is_aside(line: str) -> bool:
     """Whether the line warns of something, or names a lost GPU, which has no row: whatever was asked."""
-    return line.startswith(_WARNING) or _LOST.match(line) is not None
+    return line.startswith(_WARNING) or _lost(line) is not None
+
+
+def is_number(cell: str) -> bool:
+    """Whether the cell is a number, and one that int() takes."""
+    return cell.isascii() and cell.isdigit() and len(cell) <= _DIGITS
 
 
 def parse(output: str, fields: "Sequence[str]", numa_node: "Callable[[str], int | None]") -> list[Device]:
@@ -107,21 +112,7 @@ def _devices(
             unlisted.append((None, _known(cells, "pci.bus_id"), cells["index"].strip("[]")))
         else:
             found.append(_device(row, cells, numa_node))
-    return unique("nvidia-smi", [*found, *_lost_devices(unlisted, {device.index for device in found})])
-
-
-def unique(source: str, devices: "Iterable[Device]") -> list[Device]:
-    """Return the devices by index. DiscoveryError if two have one index or one UUID, as claims go by them."""
-    known: dict[int, Device] = {}
-    uuids: set[str] = set()
-    for device in devices:
-        if device.index in known:
-            raise DiscoveryError(f"{source}: two GPUs have the index {device.index}")
-        if device.uuid in uuids:
-            raise DiscoveryError(f"{source}: two GPUs have the UUID {device.uuid}")
-        known[device.index] = device
-        uuids.update(filter(None, [device.uuid]))
-    return [known[index] for index in sorted(known)]
+    return reasons.unique("nvidia-smi", [*found, *_lost_devices(unlisted, {device.index for device in found})])
 
 
 def _split(output: str) -> "tuple[list[str], list[_Lost]]":
@@ -129,12 +120,22 @@ def _split(output: str) -> "tuple[list[str], list[_Lost]]":
     rows: list[str] = []
     lost: list[_Lost] = []
     for line in map(str.strip, output.splitlines()):
-        if match := _LOST.match(line):
-            index, bus_id, reason = match["index"], match["bus_id"], match["reason"]
-            lost.append((int(index) if index else None, bus_id, reasons.failure(reason)))
+        if gpu := _lost(line):
+            lost.append(gpu)
         elif line and line != _NO_DEVICES and not line.startswith(_WARNING):
             rows.append(line)
     return rows, lost
+
+
+def _lost(line: str) -> "_Lost | None":
+    if not line.startswith(_LOST):
+        return None
+    import re
+
+    match = re.match(_LOST + _LOST_GPU, line)
+    if match is None:
+        return None
+    return int(match["index"]) if match["index"] else None, match["bus_id"], reasons.failure(match["reason"])
 
 
 def _cells(row: str, fields: "Sequence[str]") -> dict[str, str]:
@@ -188,7 +189,7 @@ def _failure(cell: str) -> str | None:
 
 
 def _index(row: str, cell: str) -> int:
-    if not _NUMBER.fullmatch(cell):
+    if not is_number(cell):
         raise _unreadable(row, f"{cell!r} is no number")
     return int(cell)
 
@@ -196,7 +197,7 @@ def _index(row: str, cell: str) -> int:
 def _mib(cells: dict[str, str], field: str, failures: list[str]) -> int | None:
     """Return the number in the cell, if there is one; what is neither a number nor `[...]` is one more failure."""
     cell = _known(cells, field)
-    if cell is None or _NUMBER.fullmatch(cell):
+    if cell is None or is_number(cell):
         return None if cell is None else int(cell)
     failures.append(f"{field} is {reasons.quote(cell)!r}")
     return None

@@ -4,10 +4,9 @@ Only the list has their UUIDs and profiles, only the XML their ids and memory: b
 """
 
 import re
-from dataclasses import dataclass, replace
-from typing import Any
 from xml.etree.ElementTree import Element, ParseError, XMLPullParser
 
+from externalresource.api import record, replace
 from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends import reasons
 from externalresource_gpu.backends.nvidia_smi import listing
@@ -16,6 +15,7 @@ from externalresource_gpu.device import Device
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
 
 _GPU = re.compile(r"GPU (?P<index>[0-9]{1,9}): .*\(UUID: (?P<uuid>[^()]*)\)")
 # "MIG 1g.5gb Device  0: (UUID: MIG-...)", and "MIG Device 0: ..." of the oldest drivers
@@ -25,7 +25,7 @@ _IDS = re.compile(r"MIG-.+/(?P<gpu_instance>[0-9]{1,9})/(?P<compute_instance>[0-
 _MIB = re.compile(r"(?P<number>[0-9]{1,18}) MiB")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Detail:
     """What the XML tells of an instance."""
 
@@ -41,15 +41,15 @@ class Detail:
         return self.gpu_instance, self.compute_instance
 
 
-@dataclass(slots=True)
 class Listed:
     """A GPU of the list."""
 
-    uuid: str
-    #: Number, profile and UUID of each instance, as printed.
-    instances: list[tuple[int, str | None, str]]
-    #: Why the list cannot be trusted; None if it can.
-    wrong: str | None = None
+    def __init__(self, uuid: str) -> None:
+        self.uuid = uuid
+        #: Number, profile and UUID of each instance, as printed.
+        self.instances: list[tuple[int, str | None, str]] = []
+        #: Why the list cannot be trusted; None if it can.
+        self.wrong: str | None = None
 
 
 def attach(gpus: "Iterable[Device]", listed: str | DiscoveryError, detailed: str | DiscoveryError) -> list[Device]:
@@ -71,7 +71,7 @@ def parse(text: str) -> dict[int, Listed]:
             if gpu is not None:
                 _add(gpu, said)
         elif match := _GPU.fullmatch(said):
-            gpu = found[int(match["index"])] = Listed(match["uuid"], [])
+            gpu = found[int(match["index"])] = Listed(match["uuid"])
         elif said:
             gpu = None  # whatever it is, no instance that follows is of the GPU before
     return found

@@ -50,11 +50,10 @@ class Nvml:
         query = self._query or self._ask()
         self._query, self._links = None, {}
         from externalresource_gpu.backends import pci, reasons
-        from externalresource_gpu.backends.nvidia_smi import listing
 
         bound = pci.bound(self._bound)
         answer = read(*query.answer(deadline), bound)
-        found = listing.unique("NVML", placed([device(gpu) for gpu in answer["gpus"]], bound))
+        found = reasons.unique("NVML", placed([device(gpu) for gpu in answer["gpus"]], bound))
         self._links = links(answer)
         return found or reasons.none_found("NVML", bound)
 
@@ -91,8 +90,7 @@ def read(status: int, out: str, err: str, bound: "Sequence[str]" = ()) -> "dict[
 
 def device(told: "dict[str, Any]") -> "Device":
     """Return the device for the child's record of one GPU: the same as nvidia-smi's."""
-    from dataclasses import replace
-
+    from externalresource.api import replace
     from externalresource_gpu.backends import pci, reasons
     from externalresource_gpu.device import Device
 
@@ -177,8 +175,7 @@ def _processes(told: "dict[str, Any]") -> "tuple[Process, ...] | None":
 
 def placed(gpus: "list[Device]", bound: "Sequence[str]") -> "list[Device]":
     """Return the GPUs, lost ones with the bus id that the driver still lists: it counts as NVML does, by bus id."""
-    from dataclasses import replace
-
+    from externalresource.api import replace
     from externalresource_gpu.backends import pci
 
     buses = sorted(map(pci.canonical, bound))

@@ -1,8 +1,8 @@
 """GPUs that are not there, for trying things out and for tests on any machine: docs/simulate.md is for its users."""
 
 import os
-from dataclasses import replace
 
+from externalresource.api import replace
 from externalresource.errors import ConfigurationError, DiscoveryError, did_you_mean
 from externalresource_gpu.backends.simulated import made_up
 

@@ -5,9 +5,9 @@ A bad one is played by a child process, as a real one is asked by one: deadlines
 
 import os
 import re
-from dataclasses import dataclass
 from signal import Signals
 
+from externalresource.api import record
 from externalresource_gpu.backends import reasons
 from externalresource_gpu.backends.query import Query
 
@@ -34,7 +34,7 @@ exit "$3"
 """
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Driver:
     """A driver that is healthy, unless one of these is set."""
 

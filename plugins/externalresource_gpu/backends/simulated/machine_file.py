@@ -1,8 +1,8 @@
 """A machine as a YAML file describes it: docs/simulate.md has the format, machines/ has examples."""
 
 import re
-from dataclasses import dataclass, replace
 
+from externalresource.api import record, replace
 from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends import pci, reasons
 from externalresource_gpu.backends.simulated import driver, links, made_up, yaml_file
@@ -49,7 +49,7 @@ PROFILE = re.compile(r"\S*\dg\.\d+gb\S*", re.ASCII)
 _LAST = 0xFFFF  # of the numbers that stand in made-up UUIDs
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Machine:
     """What a file describes."""
 

@@ -1,0 +1,48 @@
+"""What an answer imports, as each start of the discovery script and of `externalresource run` pays for it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import externalresource
+import externalresource_gpu
+
+# What takes a millisecond or more; a job that asks for one GPU takes some twenty.
+COSTLY = {
+    *("contextlib", "dataclasses", "filelock", "importlib.metadata", "inspect", "logging", "pathlib", "pluggy"),
+    *("secrets", "subprocess", "typing", "urllib", "yaml"),
+}
+ROW = "Disabled, 0, GPU-5100, 00000000:10:00.0, 40960, 0, Default, 0, 30, NVIDIA A100-SXM4-40GB"
+
+
+@pytest.mark.parametrize("ask", ["'nvidia-smi'", "'nvidia-smi', topology=True, processes=True", "'auto', '8'"])
+def test_devices_are_listed_masked_and_chosen_without_an_import_that_costs(ask: str, tmp_path: Path) -> None:
+    nvidia_smi = tmp_path / "nvidia-smi"
+    nvidia_smi.write_text(f"#!/bin/sh\ncase $1 in *=gpu_rec*) echo 'None, {ROW}';; *=mig*) echo '{ROW}';; esac\n")
+    nvidia_smi.chmod(0o755)
+    code = f"""
+import sys
+from externalresource_gpu import backends
+from externalresource_gpu.choosing import candidates, mask
+from externalresource_gpu.choosing.choice import Choice
+backend = backends.create({ask})
+gpus = backend.devices(float("inf"))
+shown = mask.visible("0,1", gpus)
+listed = candidates.listed(gpus, shown, candidates.Wanted(min_memory=1))
+free = candidates.usable(listed, shown, 1)
+Choice(gpus, backend.links(float("inf")), "connected", "avoid")(free, [], 1)
+print(*sys.modules)
+"""
+    packages = externalresource, externalresource_gpu
+    source = os.pathsep.join(os.path.dirname(package.__path__[0]) for package in packages)
+    answer = subprocess.run(
+        [sys.executable, "-SsPc", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": source, "PATH": f"{tmp_path}:/usr/bin:/bin"},
+    )
+    assert COSTLY & {*answer.stdout.split()} == set()
