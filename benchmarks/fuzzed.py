@@ -262,7 +262,7 @@ def _read_records(text: str) -> object:
 
 def _told(answer: dict[str, Any]) -> list[Device]:
     devices = nvml.placed(
-        [nvml.device(gpu) for gpu in answer["gpus"]], ["0000:1b:00.0", "0000:43:00.0", "0000:b1:00.0"]
+        [nvml.device(gpu, _no_node) for gpu in answer["gpus"]], ["0000:1b:00.0", "0000:43:00.0", "0000:b1:00.0"]
     )
     _check(devices)
     nvml.links(answer)

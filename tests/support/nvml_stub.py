@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ class Stub:
             self._monkeypatch.setenv(name, value)
 
     def __call__(
-        self, *words: str, count: int = 2, library: Path | None = None, driver: str = "590.48.01", **asked: bool
+        self, *words: str, count: int = 2, library: Path | None = None, driver: str = "590.48.01", **asked: Any
     ) -> Nvml:
         self.behave(*words, count=count, library=library, driver=driver)
         return Nvml(sys.executable, str(self.bound), **asked)

@@ -394,8 +394,8 @@ exec(answer[1:]) if answer.startswith("!") else sys.stdout.write(answer)
 
 def asking(backend: NvidiaSmi, tmp_path: Path, *, topology: bool = False, processes: bool = False) -> NvidiaSmi:
     """The same backend, which asks for more."""
-    paths = (str(tmp_path / name) for name in ("nvidia-smi", "version", "gpus"))
-    return NvidiaSmi(*paths, topology=topology, processes=processes)
+    program, version, bound = (str(tmp_path / name) for name in ("nvidia-smi", "version", "gpus"))
+    return NvidiaSmi(program, version, bound, topology=topology, processes=processes)
 
 
 def asked(tmp_path: Path) -> list[str]:

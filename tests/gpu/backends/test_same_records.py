@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from externalresource.errors import DiscoveryError
-from externalresource_gpu.backends import create, pci
+from externalresource_gpu.backends import create
 from externalresource_gpu.backends.nvidia_smi.backend import NvidiaSmi
 from externalresource_gpu.backends.simulated.backend import Simulated
 from tests.support.nvml_stub import Stub
@@ -288,9 +288,14 @@ def nvidia_smi(tmp_path: Path, stub: Stub) -> Callable[[Machine], NvidiaSmi]:
         program.write_text(PROGRAM.format(python=sys.executable, answers=str(answers)))
         program.chmod(0o755)
         version.write_text("590.48.01\n")
-        return NvidiaSmi(str(program), str(version), str(stub.bound), topology=True, processes=True)
+        return NvidiaSmi(str(program), str(version), str(stub.bound), numa_node, topology=True, processes=True)
 
     return stand_in
+
+
+def numa_node(bus_id: str) -> int:
+    """Return what Linux would tell if it knew of these GPUs."""
+    return int(bus_id[7]) // 2
 
 
 def soon() -> float:
@@ -302,15 +307,13 @@ def test_records_and_links_of_a_machine_are_the_same_whoever_tells(
     stub: Stub,
     nvidia_smi: Callable[[Machine], NvidiaSmi],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     machine: Machine,
 ) -> None:
-    monkeypatch.setattr(pci, "numa_node", lambda bus_id: int(bus_id[7]) // 2)  # Linux knows of none of these GPUs
     description = tmp_path / "machine.yaml"
     description.write_text(machine.yaml)
     for index in range(machine.count):
         (stub.bound / f"f00{index}:0a:00.0").mkdir(parents=True)
-    nvml = stub(*machine.words, count=machine.count, topology=True, processes=True)
+    nvml = stub(*machine.words, count=machine.count, numa_node=numa_node, topology=True, processes=True)
     expected = nvml.devices(soon()), nvml.links(soon())
     assert len(expected[0]) == machine.count
     others: list[Backend] = [

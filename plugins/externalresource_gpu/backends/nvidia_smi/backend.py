@@ -6,7 +6,7 @@ from externalresource_gpu.backends.query import Query
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from externalresource.errors import DiscoveryError
     from externalresource_gpu.choosing.topology import Links
@@ -45,13 +45,14 @@ class NvidiaSmi:
         program: str = "nvidia-smi",
         version: str = "/sys/module/nvidia/version",
         bound: str | None = None,
+        numa_node: "Callable[[str], int | None] | None" = None,
         *,
         topology: bool = False,
         processes: bool = False,
     ) -> None:
         self._program = program
         self._version = version  # the file that holds the driver's version
-        self._bound = bound
+        self._bound, self._numa_node = bound, numa_node
         self._asks_topology, self._asks_processes = topology, processes
         self._gpus: tuple[Sequence[str], Query] | None = None
         self._topology: Query | None = None
@@ -103,6 +104,7 @@ class NvidiaSmi:
         from externalresource_gpu.backends import pci, reasons
         from externalresource_gpu.backends.nvidia_smi import listing
 
+        numa_node = self._numa_node or pci.numa_node
         (fields, query), self._gpus = self._gpus or self._ask_gpus(_fields(self._version)), None
         status, out, err = query.answer(deadline)
         while (unknown := listing.unknown_field(status, out)) in fields and unknown != _NEEDED:
@@ -111,12 +113,12 @@ class NvidiaSmi:
         if listing.is_empty(status, out):
             return reasons.none_found(self.name, pci.bound(self._bound))
         if listing.is_complete(status, out):
-            return listing.parse(out, fields, pci.numa_node)
+            return listing.parse(out, fields, numa_node)
         bound = pci.bound(self._bound)
         each = self._ask_each(fields, bound, deadline) if listing.names_lost(out) else {}
         if not any(isinstance(answer, str) and listing.is_complete(0, answer) for answer in each.values()):
             raise reasons.nvidia_smi_failed(status, out.strip() or err, bound)
-        return listing.parse_each(each, fields, pci.numa_node)
+        return listing.parse_each(each, fields, numa_node)
 
     def _ask_each(
         self, fields: "Sequence[str]", bound: "Sequence[str]", deadline: float

@@ -9,7 +9,7 @@ from externalresource_gpu.backends.query import Query
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from externalresource_gpu.choosing.topology import Links
@@ -33,13 +33,14 @@ class Nvml:
         self,
         python: str = sys.executable,
         bound: str | None = None,
+        numa_node: "Callable[[str], int | None] | None" = None,
         *,
         topology: bool = False,
         processes: bool = False,
     ) -> None:
         words = [*["topology"] * topology, *["processes"] * processes]
         self._argv = [python, "-P", "-m", "externalresource_gpu.backends.nvml.child", *words]
-        self._bound = bound  # where the driver lists its GPUs, for tests
+        self._bound, self._numa_node = bound, numa_node  # where the driver lists its GPUs, and Linux their NUMA nodes
         self._query: Query | None = None
         self._links: Links = {}
 
@@ -51,9 +52,9 @@ class Nvml:
         self._query, self._links = None, {}
         from externalresource_gpu.backends import pci, reasons
 
-        bound = pci.bound(self._bound)
+        bound, numa_node = pci.bound(self._bound), self._numa_node or pci.numa_node
         answer = read(*query.answer(deadline), bound)
-        found = reasons.unique("NVML", placed([device(gpu) for gpu in answer["gpus"]], bound))
+        found = reasons.unique("NVML", placed([device(gpu, numa_node) for gpu in answer["gpus"]], bound))
         self._links = links(answer)
         return found or reasons.none_found("NVML", bound)
 
@@ -88,7 +89,7 @@ def read(status: int, out: str, err: str, bound: "Sequence[str]" = ()) -> "dict[
     raise reasons.nvml_failed(answer["call"], answer["code"], bound)
 
 
-def device(told: "dict[str, Any]") -> "Device":
+def device(told: "dict[str, Any]", numa_node: "Callable[[str], int | None]") -> "Device":
     """Return the device for the child's record of one GPU: the same as nvidia-smi's."""
     from externalresource.api import replace
     from externalresource_gpu.backends import pci, reasons
@@ -112,7 +113,7 @@ def device(told: "dict[str, Any]") -> "Device":
         pci_bus_id=bus_id and pci.canonical(bus_id),
         compute_mode=compute_mode,
         mig_mode=mig_mode,
-        numa_node=pci.numa_node(bus_id) if bus_id else None,
+        numa_node=numa_node(bus_id) if bus_id else None,
         unusable=unusable,
         processes=_processes(told),
     )
