@@ -9,6 +9,20 @@ from typing import Any
 import pytest
 
 from externalresource_gpu.backends.nvml.backend import Nvml
+from externalresource_gpu.device import Device
+
+
+def device(index: int, **differing: Any) -> Device:
+    known: dict[str, Any] = {
+        "uuid": f"GPU-00000000-0000-0000-0000-{index:012}",
+        "name": "NVIDIA A100-SXM4-40GB",
+        "memory_total": 40960,
+        "memory_used": 301,  # of which NVML counts a single byte beyond 300, as nvidia-smi does
+        "pci_bus_id": f"0000F00{index}:0A:00.0",
+        "compute_mode": "Default",
+        "mig_mode": "Disabled",
+    }
+    return Device(index, **(known | differing))
 
 
 def compiled(directory: Path, *options: str) -> Path:
