@@ -20,7 +20,7 @@ from externalresource_gpu.choosing import candidates, policies, topology
 from externalresource_gpu.choosing import mask as masks
 from externalresource_gpu.device import Device
 from externalresource_gpu.script import dialects
-from externalresource_gpu.script.options import FLAGS, PREFIX, VALUED, Options
+from externalresource_gpu.script.options import OPTIONS, PREFIX, Options
 from mutations import ODD
 
 _RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "nvidia-smi"
@@ -160,8 +160,7 @@ _MASKS = (
 )
 _WORDS = (
     "2\n--enable-coordination-mode\n--coordination-file=/tmp/claims\n--backend\nnvml\n--format=spark\nnull",
-    *(f"1\n--{name}=1" for name in VALUED),
-    *(f"--{name}\n1" for name in FLAGS),
+    *(f"1\n--{option.name}=1" if option.value else f"--{option.name}\n1" for option in OPTIONS.values()),
     f"{PREFIX}AMOUNT=2\n{PREFIX}POLICY=pack\n{PREFIX}LIST=true",
     "2\n--policy\nconnected\n--mig\n1g.10gb\n--min-memory\n40000\n--foreign-use\nexclude\n--timeout\n0.5\n--wait=60",
 )

@@ -3,7 +3,7 @@
 import errno
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from externalresource.drivers.child import Child, Overdue
@@ -48,22 +48,14 @@ def find_script(path: str) -> str:
     return found
 
 
-def run_script(
-    command: Sequence[str],
-    deadline: float,
-    *,
-    name: str,
-    option: str,
-    heard: Callable[[str], object] | None = None,
-) -> Ended:
+def run_script(command: Sequence[str], deadline: float, *, name: str, option: str) -> Ended:
     """Return how it ended. DiscoveryError if it cannot be started, or has not ended by `deadline` (`time.monotonic`).
 
     The script is killed then, with all that it started. Errors say `name` for it, and which option gives it more time.
-    `heard` is called with each line that it writes to stderr, at once.
     """
     began = time.monotonic()
     try:
-        return Ended(*Child(command, heard=None if heard is None else _by_lines(heard)).result(deadline))
+        return Ended(*Child(command).result(deadline))
     except Overdue:
         raise DiscoveryError(
             f"{name} did not answer within {max(0.0, deadline - began):.3g} s and was killed; see {option}"
@@ -71,20 +63,6 @@ def run_script(
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, "")
         raise DiscoveryError(f"{name} could not be run: {error.strerror or error}{advice}") from None
-
-
-def _by_lines(heard: Callable[[str], object]) -> Callable[[bytes], None]:
-    """Return what takes blocks of bytes, and calls `heard` with each line that is complete."""
-    begun = bytearray()
-
-    def take(block: bytes) -> None:
-        begun.extend(block)
-        *lines, rest = begun.split(b"\n")
-        begun[:] = rest
-        for line in lines:
-            heard(line.decode("utf-8", "replace"))
-
-    return take
 
 
 def _places(path: str) -> list[str]:

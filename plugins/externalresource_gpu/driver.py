@@ -1,7 +1,9 @@
-"""GPUDriver: runs a discovery script and turns its answer into infos."""
+"""GPUDriver: asks for the GPUs of this host, and claims them for this process. Somebody's script is run instead.
 
-import contextlib
-import json
+A guest in somebody's process: it does not exit, print, or set a signal handler, the working directory or a variable.
+What can hang or crash, nvidia-smi and NVML, stays in a child with a deadline.
+"""
+
 import os
 import shlex
 import sys
@@ -9,68 +11,27 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
-from externalresource.api import ExternalResourceInfo, Grants, Option, hookimpl
-from externalresource.coordination import Coordination, Holding, Owner, identify, new_grant
-from externalresource.errors import ConfigurationError, CoordinationError, DiscoveryError, did_you_mean
-from externalresource_gpu import foreign_script
-from externalresource_gpu.script import described, dialects
-from externalresource_gpu.script.options import FLAGS, PREFIX, VALUED, Options
+from externalresource.api import ExternalResourceDriver, ExternalResourceInfo, find_script, hookimpl
+from externalresource.errors import ConfigurationError, ExternalResourceError, did_you_mean
+from externalresource_gpu import infos
+from externalresource_gpu.question import Host, Question
+from externalresource_gpu.script import said
+from externalresource_gpu.script.options import OPTIONS, PREFIX, Options, seconds
 
-_DEFAULT_TIMEOUT = 10.0  # seconds, as in Flink
-_LONGEST = 86400
-_TAKING_BACK = 0.5  # seconds for the lock to be free
-_STARTING = 1.0  # seconds for the interpreter of our own script
-_OWN = ("discovery-script.path", "discovery-script.args", "discovery-script.timeout")
-_SCRIPT = tuple(
-    name for name in (*FLAGS, *VALUED) if name not in ("list", "format", "owner-pid", "witness", "grant", "terminal")
-)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from externalresource.api import Grants, Option
+    from externalresource.coordination import Coordination, Holding, Owner
+    from externalresource_gpu.device import Device
+    from externalresource_gpu.foreign_script import ScriptDriver
 
-
-class GPUInfo:
-    """One GPU as an operator sees it. Two infos are equal if all their properties are."""
-
-    __slots__ = ("_properties",)
-
-    def __init__(self, properties: Mapping[str, str]) -> None:
-        self._properties = dict(properties)
-
-    def get_property(self, key: str) -> str | None:
-        """Return `index`, and what else is known: `uuid`, `name`, `memory.total` (MiB), `pci.bus_id`, ...
-
-        The index of a MIG instance is its UUID, as in CUDA_VISIBLE_DEVICES; `place` is its `GPU:NUMBER` for people.
-        """
-        return self._properties.get(key)
-
-    def get_keys(self) -> Collection[str]:
-        return tuple(self._properties)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, GPUInfo) and self._properties == other._properties
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._properties.items()))
-
-    def __repr__(self) -> str:
-        return f"GPU Device({self._properties.get('index')})"
+_DEFAULT_TIMEOUT = "10"  # seconds, as in Flink
+_PATH, _ARGS, _TIMEOUT = (f"discovery-script.{name}" for name in ("path", "args", "timeout"))
+_SCRIPT = "nvidia-gpu-discovery"
 
 
-class _Granted:
-    """An info's device as the coordination file knows it, to be given back."""
-
-    parent_uuid = parent_token = None  # a MIG instance is known by its own UUID
-
-    def __init__(self, info: GPUInfo) -> None:
-        self.token = info.get_property("index") or ""
-        self.uuid = info.get_property("uuid")
-
-
-class GPUDriver:
-    """The GPUs of one resource: whole ones, or MIG instances of them.
-
-    Options: `discovery-script.path` (ours by default), `discovery-script.args`, `discovery-script.timeout` (seconds, 10
-    by default), and each option of our script by its name (`simulate`, `coordination-file`, ...), which are appended to
-    the arguments. The script runs as a child of this process, which thus owns what it claims.
-    """
+class GPUDriver(ExternalResourceDriver):
+    """The GPUs of one resource: whole ones, or MIG instances of them. The options are those of the factory."""
 
     columns = MappingProxyType(
         {
@@ -82,70 +43,50 @@ class GPUDriver:
         }
     )
 
-    def __init__(self, options: Mapping[str, str]) -> None:
-        _check_names(options)
-        self._script = foreign_script.find(options.get("discovery-script.path"))
-        self._timeout = _timeout(options)
-        self._words = [*_split(options.get("discovery-script.args", "")), *_own_words(options)]
-        # Of a script that is not ours we know neither the options nor what it claims.
-        self._options = None
-        if self._script.ours:
-            # Our script ends before we would kill it: it says what kept it, and takes back what it cannot deliver.
-            if "discovery-script.timeout" in options or f"{PREFIX}TIMEOUT" not in os.environ:
-                self._words.insert(0, f"--timeout={self._timeout * 0.9:g}")
-            self._options = Options(["0", *self._words], os.environ)
-            if self._options.list:
-                raise ConfigurationError(
-                    f"option --list hands out no devices: not for discovery-script.args, nor as {PREFIX}LIST"
-                )
-            self._timeout = max(self._timeout, self._options.timeout + _STARTING) + self._options.wait
+    on_wait: Callable[[str], None] | None = None
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = words
+        self._variables = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
+        self._options = self._asking(0)
+        #: In whose queue this waits; None without coordination.
+        self.coordination_file = self._options.coordination_file if self._options.coordination else None
+        self.wait = self._options.wait
         self._grants: Grants | None = None  # until something is claimed
-
-    @property
-    def coordination_file(self) -> str | None:
-        """The file in whose queue this waits; None without coordination, or if a foreign script keeps its own."""
-        return self._options.coordination_file if self._options and self._options.coordination else None
-
-    @property
-    def wait(self) -> float:
-        return self._options.wait if self._options else 0.0
+        self._look_again: Callable[[], None] = lambda: None
+        self._told = False
 
     def retrieve_resource_info(self, amount: int) -> set[ExternalResourceInfo]:
-        """Return `amount` GPUs; DiscoveryError if the script fails, is late, or answers anything else."""
+        """Return `amount` GPUs. DiscoveryError or NotEnoughDevicesError says why there are not so many."""
         if amount < 1:
             raise ConfigurationError(f"the amount of GPUs must be a positive integer, not {amount}")
-        if self._options is None:
-            answer = self._script.run([str(amount), *self._words], self._timeout)
-            return {GPUInfo({"index": token}) for token in foreign_script.tokens(answer, amount)}
-        words = [str(amount), *self._words, "--owner-pid", str(os.getpid())]
-        return set(self._claim(words, self._options) if self._options.coordination else self._ask(*words))
+        options = self._asking(amount)
+        try:
+            host, granted, owner = self._granted(options)
+        except ExternalResourceError as error:
+            self._log(f"refused: {error}")
+            raise
+        self._log(host.decision(granted, owner))
+        return set(infos.infos(host.properties(granted)))
 
     def devices(self) -> Collection[ExternalResourceInfo]:
         """Return all GPUs of this host; one that must not be handed out has the property `unusable`."""
-        if self._options is None:
-            raise DiscoveryError(f"{self._script.name} cannot list devices: only our own discovery script does")
-        return self._ask(*self._words, "--list")
+        return infos.infos(self._host(self._options).all_properties())
 
     def record(self) -> str:
         """Return this host as a machine for `--simulate`: a YAML file without what identifies it."""
-        if self._options is None:
-            raise DiscoveryError(f"{self._script.name} cannot describe the host: only our own discovery script does")
-        return self._script.run([*self._words, "--list", "--topology", "--format", "yaml"], self._timeout)
+        options = self._asking(0)
+        options.topology, options.format = True, "yaml"
+        return self._host(options).listing()
 
-    def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
-        """Return CUDA_VISIBLE_DEVICES and its kin for exactly these GPUs, ordered by index."""
-        return dialects.environment(
-            [
-                dialects.mask_name(info.get_property("uuid"), info.get_property("index") or "")
-                for info in sorted(infos, key=_order)
-            ]
-        )
+    def environment(self, gpus: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
+        return infos.environment(gpus)
 
-    def held(self, owner: Owner | None = None) -> Collection[Holding]:
+    def held(self, owner: "Owner | None" = None) -> "Collection[Holding]":
         """Return who holds which GPU, by the coordination file; only what one owner holds, if that is given."""
         return self._coordination().held(owner)
 
-    def drop(self, which: Callable[[Holding], bool]) -> Collection[Holding]:
+    def drop(self, which: "Callable[[Holding], bool]") -> "Collection[Holding]":
         """Strike out the claims for which `which` answers True, and return them."""
         return self._coordination().drop(which)
 
@@ -159,112 +100,154 @@ class GPUDriver:
 
         Return the names of the grants.
         """
-        return [] if self._grants is None else self._grants.keep_over_exec()
+        return () if self._grants is None else self._grants.keep_over_exec()
 
-    def _claim(self, words: Sequence[str], options: Options) -> list[GPUInfo]:
-        if self._grants is None:
-            self._grants = Grants(self._coordination())
-        owner = identify(os.getpid(), grant=new_grant())
-        with self._grants.witnessed(until_children_exit=options.until_children_exit) as witness:
-            try:
-                lock = ["--witness", witness.name] if witness else []
-                infos = self._ask(*words, "--grant", str(owner.grant), *lock, *_terminal(options))
-            except BaseException:
-                self._take_back(owner)
-                raise
-            self._grants.add([_Granted(info) for info in infos], owner, witness)
-        return infos
+    def _asking(self, amount: int) -> Options:
+        return Options([str(amount), *self._words], self._variables, driver=True)
 
-    def _take_back(self, owner: Owner) -> None:
-        """Strike out what a script may have claimed that was killed before it answered."""
-        with contextlib.suppress(CoordinationError):
-            self._coordination().drop(
-                lambda holding: holding.owner.grant == owner.grant, deadline=time.monotonic() + _TAKING_BACK
-            )
+    def _host(self, options: Options) -> Host:
+        question = Question(options)
+        question.start()
+        return question.host(time.monotonic() + options.timeout)
 
-    def _coordination(self) -> Coordination:
-        if self._options is None:
-            raise DiscoveryError(
-                f"{self._script.name} keeps its own books: who holds what is known only of our own script"
-            )
-        return Coordination(self._options.coordination_file, "gpu")
+    def _granted(self, options: Options) -> "tuple[Host, Sequence[Device], Owner | None]":
+        if not options.coordination:
+            host = self._host(options)
+            return host, host.choose(host.candidates(), [], options.amount), None
+        deadline = time.monotonic() + options.timeout
+        question = Question(options)
+        question.start()
+        try:  # what this imports is hidden behind the answer
+            from externalresource.api import Grants
+            from externalresource.coordination import identify
 
-    def _ask(self, *words: str) -> list[GPUInfo]:
-        answer = self._script.run([*words, "--format", "json"], self._timeout)
-        try:
-            return [GPUInfo(properties) for properties in json.loads(answer)]
-        except ValueError:  # a sitecustomize that prints, for example
-            raise DiscoveryError(
-                f"something else printed into our discovery script's answer: {answer[:80]!r}"
-            ) from None
+            if self._grants is None:
+                self._grants = Grants(self._coordination())
+            owner = identify(os.getpid())
+        except BaseException:
+            question.abandon()
+            raise
+        host = question.host(deadline)
+        self._told = False
+        self._look_again = lambda: question.look_again(host, deadline + options.wait)
+        granted = self._grants.claim(
+            host.claimable(),
+            options.amount,
+            until_children_exit=options.until_children_exit,
+            choose=host.choose,
+            suits=host.suits,
+            deadline=deadline,
+            wait=options.wait,
+        )
+        return host, granted, owner
+
+    def _coordination(self) -> "Coordination":
+        from externalresource.coordination import Coordination, flock
+
+        return Coordination(self._options.coordination_file, "gpu", pause=self._pause, lock=flock)
+
+    def _pause(self, waiting: float, reason: str) -> None:
+        """Wait, say for whom, and see what has become of the GPUs meanwhile."""
+        if self.on_wait is not None:
+            self.on_wait(reason)
+        elif not self._told:
+            self._told = True
+            _warn(f"waiting for gpu: {reason}")
+        time.sleep(waiting)
+        self._look_again()
+
+    def _log(self, decision: str) -> None:
+        if failure := said.log(self._options.log_file, os.getpid(), decision):
+            _warn(failure)
 
 
 class GPUDriverFactory:
-    """NVIDIA GPUs, whole or in MIG instances."""
+    """NVIDIA GPUs, whole or in MIG instances.
+
+    `discovery-script.path` is for a script of your own; `discovery-script.timeout` bounds it, and without one it is
+    our `timeout`. The arguments of `discovery-script.args` stand before the other options, which win.
+    """
 
     api_version = 1
 
     @property
-    def options(self) -> list[Option]:
+    def options(self) -> "list[Option]":
+        from externalresource.api import Option
+
         return [
-            Option("discovery-script.path", "a text", None, required=False),
-            Option("discovery-script.args", "a text", None, required=False),
-            Option("discovery-script.timeout", "a number", f"{_DEFAULT_TIMEOUT:g}", required=False),
-            *described.options(_SCRIPT),
+            Option(_PATH, "a text", None, required=False),
+            Option(_ARGS, "a text", None, required=False),
+            Option(_TIMEOUT, "a number", _DEFAULT_TIMEOUT, required=False),
+            *(
+                Option(option.name, option.kind, option.default if option.value else "false", required=False)
+                for option in OPTIONS.values()
+                if option.driver
+            ),
         ]
 
     @hookimpl
-    def create_external_resource_driver(self, options: Mapping[str, str]) -> GPUDriver:
-        return GPUDriver(options)
+    def create_external_resource_driver(self, options: Mapping[str, str]) -> "GPUDriver | ScriptDriver":
+        _check_names(options)
+        words = [*_split(options.get(_ARGS, "")), *_words(options)]
+        timeout = seconds(_TIMEOUT, options.get(_TIMEOUT, _DEFAULT_TIMEOUT))
+        script = _foreign(options.get(_PATH))
+        if script is None:
+            return GPUDriver([f"--timeout={timeout:g}", *words] if _TIMEOUT in options else words)
+        from externalresource_gpu.foreign_script import ScriptDriver
+
+        return ScriptDriver(script, words, timeout)
+
+
+def _foreign(path: str | None) -> str | None:
+    """Return somebody's script at a path; None for no path and for our own. ConfigurationError if it cannot be run."""
+    if path is None:
+        return None
+    if not path.strip():
+        raise ConfigurationError(f"{_PATH} is empty; leave it out to use our own script")
+    found = find_script(path)
+    return None if any(os.path.exists(own) and os.path.samefile(found, own) for own in _own_scripts()) else found
+
+
+def _own_scripts() -> list[str]:
+    """Return where this installation has its script, and where the checkout that it belongs to has its wrapper."""
+    import sysconfig
+
+    folders = {sysconfig.get_path("scripts"), sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user"))}
+    if os.path.basename(sys.prefix) == ".venv":
+        folders.add(os.path.join(os.path.dirname(sys.prefix), "scripts"))
+    return [os.path.join(folder, _SCRIPT) for folder in folders]
 
 
 def _check_names(options: Mapping[str, str]) -> None:
+    allowed = [_PATH, _ARGS, _TIMEOUT, *(option.name for option in OPTIONS.values() if option.driver)]
     for name in options:
-        if name not in _OWN and name not in _SCRIPT:
+        if name not in allowed:
             raise ConfigurationError(
-                f"the GPU driver has no option {name!r} (allowed: {', '.join((*_OWN, *_SCRIPT))})"
-                f"{did_you_mean(name, (*_OWN, *_SCRIPT))}"
+                f"the GPU driver has no option {name!r} (allowed: {', '.join(allowed)}){did_you_mean(name, allowed)}"
             )
-
-
-def _terminal(options: Options) -> list[str]:
-    """Return the option by which a script that waits shows so on our terminal: we read its stderr ourselves."""
-    return ["--terminal", os.ttyname(2)] if options.wait and os.isatty(2) else []
 
 
 def _split(args: str) -> list[str]:
     try:
         return shlex.split(args)
     except ValueError as error:
-        raise ConfigurationError(f"discovery-script.args cannot be split as a shell would ({error}): {args}") from None
+        raise ConfigurationError(f"{_ARGS} cannot be split as a shell would ({error}): {args}") from None
 
 
-def _own_words(options: Mapping[str, str]) -> list[str]:
+def _words(options: Mapping[str, str]) -> list[str]:
     """Return the options as words that Flink's own script understands as well: it knows no `--name=value`."""
     words: list[str] = []
-    for name in _SCRIPT:
-        if name in VALUED and name in options:
-            words += [f"--{name}", options[name]]
-        elif name in options:
-            words.append(f"--{name}" if options[name] == "true" else f"--{name}={options[name]}")
+    for option in OPTIONS.values():
+        if option.name in options:
+            value = options[option.name]
+            if option.value:
+                words += [f"--{option.name}", value]
+            else:
+                words.append(f"--{option.name}" if value == "true" else f"--{option.name}={value}")
     return words
 
 
-def _timeout(options: Mapping[str, str]) -> float:
-    text = options.get("discovery-script.timeout", str(_DEFAULT_TIMEOUT))
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0
-    if not 0 < seconds <= _LONGEST:
-        raise ConfigurationError(
-            f"discovery-script.timeout must be a number of seconds, above 0 and at most {_LONGEST}, not {text!r}"
-        )
-    return seconds
+def _warn(message: str) -> None:
+    import logging
 
-
-def _order(info: ExternalResourceInfo) -> tuple[list[int], str]:
-    """Sort GPUs by index, MIG instances by GPU and number, and what a foreign script calls its devices last."""
-    index = info.get_property("index") or ""
-    place = (info.get_property("place") or index).split(":")
-    return ([int(part) for part in place], "") if all(map(str.isdecimal, place)) else ([sys.maxsize], index)
+    logging.getLogger("externalresource").warning(message)

@@ -1,66 +1,91 @@
-"""A discovery script, ours or anybody's: where it is, running it, what it printed."""
+"""GPUs that somebody's discovery script hands out, by Flink's protocol."""
 
+import contextlib
+import os
 import re
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from externalresource.api import Ended, find_script, run_script
-from externalresource.errors import ConfigurationError, DiscoveryError
-from externalresource_gpu.script.progress import WAITING
+from externalresource.api import ExternalResourceDriver, ExternalResourceInfo, run_script
+from externalresource.coordination import Coordination, Holding, Owner, identify
+from externalresource.errors import CoordinationError, DiscoveryError
+from externalresource_gpu import infos
+from externalresource_gpu.script.options import ALIASES, DEFAULT_COORDINATION_FILE, variable
 
 _TOKEN = re.compile(r"[\w.:/-]*\d[\w.:/-]*")  # an index, a UUID, a bus id: a word without any digit names no device
-_USAGE = 2  # the exit status of our own script for an option that is not allowed
+_TAKING_BACK = 0.5  # seconds for the lock to be free
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
-    """An executable that speaks Flink's protocol."""
+class ScriptDriver(ExternalResourceDriver):
+    """Runs the script as a child of this process, which thus owns what that claims."""
 
-    name: str
-    command: Sequence[str]
-    #: It is our own script, of this installation or another: it knows our options and answers in JSON.
-    ours: bool
+    def __init__(self, script: str, words: Sequence[str], timeout: float) -> None:
+        self._script, self._words, self._timeout = script, words, timeout
+        file = _coordination_file(words, os.environ)
+        self._coordination = None if file is None else Coordination(file, "gpu")
+        self._recorded: list[Holding] = []
 
-    def run(self, words: Sequence[str], timeout: float) -> str:
-        """Return its stdout; DiscoveryError if it does not exit with 0 within `timeout` seconds.
+    def retrieve_resource_info(self, amount: int) -> set[ExternalResourceInfo]:
+        """Return `amount` GPUs; DiscoveryError if the script fails, is late, or answers anything else."""
+        before = self._held()
+        try:
+            return set(infos.infos({"index": token} for token in tokens(self._answer(amount), amount)))
+        except BaseException:
+            with contextlib.suppress(CoordinationError):
+                self._give_back(_new(self._held(), before), deadline=time.monotonic() + _TAKING_BACK)
+            raise
+        finally:
+            self._recorded += _new(self._held(), before)
 
-        ConfigurationError if it is ours and does not allow an option.
-        """
-        deadline = time.monotonic() + timeout
-        telling = ["--terminal", "/dev/stderr"] if self.ours and "--terminal" not in words else []
+    def devices(self) -> Collection[ExternalResourceInfo]:
+        raise DiscoveryError(f"{self._script} cannot list devices: only our own discovery script does")
+
+    def record(self) -> str:
+        raise DiscoveryError(f"{self._script} cannot describe the host: only our own discovery script does")
+
+    def environment(self, gpus: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
+        return infos.environment(gpus)
+
+    def held(self, owner: Owner | None = None) -> Collection[Holding]:
+        del owner
+        raise DiscoveryError(f"{self._script} keeps its own books: who holds what is known only of our own script")
+
+    def drop(self, which: Callable[[Holding], bool]) -> Collection[Holding]:
+        del which
+        return self.held()
+
+    def close(self) -> None:
+        """Give back what was recorded for this process. In a forked child nothing happens: it is the parent's."""
+        self._give_back(self._recorded)
+        self._recorded = []
+
+    def _answer(self, amount: int) -> str:
         ended = run_script(
-            [*self.command, *words, *telling],
-            deadline,
-            name=self.name,
+            [self._script, str(amount), *self._words],
+            time.monotonic() + self._timeout,
+            name=self._script,
             option="discovery-script.timeout",
-            heard=_pass_on if self.ours else None,
         )
         if ended.status != 0:
-            kind = ConfigurationError if self.ours and ended.status == _USAGE else DiscoveryError
-            raise kind(self._failure(ended))
+            raise DiscoveryError(f"{self._script} {ended.failure}")
         return ended.out
 
-    def _failure(self, ended: Ended) -> str:
-        if self.ours:  # but for what was passed on already
-            lines = ended.err.splitlines()
-            ended = ended._replace(err="\n".join(line for line in lines if not line.startswith(WAITING)))
-        if self.ours and ended.said:
-            return ended.said.removeprefix("nvidia-gpu-discovery: ")
-        return f"{self.name} {ended.failure}"
+    def _held(self) -> list[Holding]:
+        """Return what is recorded for this process, as far as the script keeps such a file as ours."""
+        if self._coordination is None:
+            return []
+        itself = identify(os.getpid())
+        with contextlib.suppress(CoordinationError):
+            return [holding for holding in self._coordination.held() if _is_of(holding, itself)]
+        return []
 
-
-def find(path: str | None) -> Script:
-    """Return the script at a path, or our own for None; ConfigurationError if it cannot be run."""
-    if path is None:
-        return Script(
-            "the discovery script", [sys.executable, "-P", "-m", "externalresource_gpu.script.main"], ours=True
-        )
-    if not path.strip():
-        raise ConfigurationError("discovery-script.path is empty; leave it out to use our own script")
-    found = find_script(path)
-    return Script(found, [found], ours=_is_ours(found))
+    def _give_back(self, holdings: Sequence[Holding], deadline: float | None = None) -> None:
+        itself = identify(os.getpid())
+        theirs = {_name(holding) for holding in holdings if _is_of(holding, itself)}
+        if theirs and self._coordination is not None:
+            self._coordination.drop(
+                lambda holding: _is_of(holding, itself) and _name(holding) in theirs, deadline=deadline
+            )
 
 
 def tokens(out: str, amount: int) -> list[str]:
@@ -85,18 +110,29 @@ def tokens(out: str, amount: int) -> list[str]:
     return found
 
 
-def _pass_on(line: str) -> None:
-    """Say in our log for whom our script waits: nobody else sees what it says before it ends."""
-    if line.startswith(WAITING):
-        import logging
+def _coordination_file(words: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """Return where a script that understands Flink's two options keeps its claims; None if it is to keep none."""
+    said = {"mode": environment.get(variable("enable-coordination-mode"), "false")}
+    said["file"] = environment.get(variable("coordination-file"), DEFAULT_COORDINATION_FILE)
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if ALIASES.get(name, name) == "enable-coordination-mode":
+            said["mode"] = value if equals else "true"
+        elif name == "coordination-file":
+            said["file"] = value if equals else following
+    return said["file"] if said["mode"] == "true" and os.path.isabs(said["file"]) else None
 
-        logging.getLogger("externalresource").warning("waiting for gpu: %s", line.removeprefix(WAITING))
+
+def _is_of(holding: Holding, process: Owner) -> bool:
+    """Return whether it is that process's; a line of Flink's script has no more than the pid."""
+    owner = holding.owner
+    return owner.same_process(process) or (owner.start_time is None and owner.pid == process.pid)
 
 
-def _is_ours(path: str) -> bool:
-    """Tell our own script, which an engine may have from another environment, by the module that it starts."""
-    try:
-        with open(path, "rb") as file:
-            return b"from externalresource_gpu.script.main import main" in file.read(4096)
-    except OSError:  # it may be executable and not readable
-        return False
+def _name(holding: Holding) -> tuple[object, ...]:
+    return holding.claim.token, holding.owner.pid, holding.owner.grant, holding.since
+
+
+def _new(after: Sequence[Holding], before: Sequence[Holding]) -> list[Holding]:
+    known = {_name(holding) for holding in before}
+    return [holding for holding in after if _name(holding) not in known]

@@ -13,9 +13,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from externalresource.coordination import Claim
+    from externalresource.coordination import Claim, Owner
     from externalresource_gpu.choosing.topology import Links
     from externalresource_gpu.device import Device
+    from externalresource_gpu.script.dialects import More
     from externalresource_gpu.script.options import Options
 
 MASK, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
@@ -40,6 +41,15 @@ class Question:
         """Return what the driver answers. DiscoveryError, if it does not before `deadline`."""
         gpus = self._devices(deadline)
         return Host(self._options, self._backend.name, gpus, self._links(deadline))
+
+    def abandon(self) -> None:
+        """End what `start` began: no child is left behind in somebody's process."""
+        from externalresource.errors import DiscoveryError
+
+        try:  # noqa: SIM105 - contextlib costs the script a millisecond
+            self._backend.devices(time.monotonic())
+        except DiscoveryError:
+            pass
 
     def look_again(self, host: "Host", deadline: float) -> None:
         """See what is usable and in use by now, if that matters and is not known; links stay as they are."""
@@ -126,6 +136,23 @@ class Host:
             self._check_ordinals(found)
         return found
 
+    def claimable(self) -> "list[Device]":
+        """Return the candidates for a claim.
+
+        NotEnoughDevicesError says so, if a run around this is why they are too few.
+        """
+        from externalresource.coordination import runs_around
+        from externalresource.errors import NotEnoughDevicesError
+
+        try:
+            return self.candidates()
+        except NotEnoughDevicesError as error:
+            if not runs_around():
+                raise
+            raise NotEnoughDevicesError(
+                f"{error}; this is inside of `externalresource run`, and gets a share of that one's devices"
+            ) from None
+
     def choose(self, free: "Sequence[Device]", claims: "Sequence[Claim]", amount: int) -> "list[Device]":
         """Return the best of the free devices; NotEnoughDevicesError if too many are in use or do not work any more."""
         from externalresource.errors import NotEnoughDevicesError
@@ -150,13 +177,19 @@ class Host:
 
     def answer(self, granted: "Sequence[Device]") -> str:
         """Return what goes to stdout for the devices that were granted."""
-        from externalresource_gpu.choosing import mask
+        return dialects.render(self._options.format, granted, self._ordinals(granted))
 
-        ordinals = {}
-        if self._options.relative:
-            for device in granted:
-                ordinals[device.place] = {"ordinal": str(mask.ordinal(device, self._shown))}
-        return dialects.render(self._options.format, granted, ordinals)
+    def properties(self, granted: "Sequence[Device]") -> "list[dict[str, str]]":
+        """Return what is known of each of the devices that were granted."""
+        return dialects.properties(granted, self._ordinals(granted))
+
+    def decision(self, granted: "Sequence[Device]", owner: "Owner | None") -> str:
+        """Return for the log file what was granted, and to whom, if it was claimed; and what is doubtful in that."""
+        tokens = ",".join(device.token for device in granted) or "none"
+        doubts = "".join(f"; {doubt}" for doubt in self.doubts(granted))
+        if owner is None:
+            return f"named {tokens} as {self.backend} sees them, without coordination{doubts}"
+        return f"granted {tokens} as {self.backend} sees them to pid {owner.pid} ({owner.program}){doubts}"
 
     def doubts(self, granted: "Sequence[Device]") -> list[str]:
         """Return what may not be as whoever asked believes."""
@@ -173,13 +206,27 @@ class Host:
             from externalresource_gpu.backends.simulated import recording
 
             return recording.render(self._gpus, self._links)
+        return dialects.render(self._options.format, self._listed, self._more())
+
+    def all_properties(self) -> "list[dict[str, str]]":
+        """Return what is known of each device, with the reason why one is not handed out."""
+        return dialects.properties(self._listed, self._more())
+
+    def _ordinals(self, granted: "Sequence[Device]") -> "More":
+        from externalresource_gpu.choosing import mask
+
+        if not self._options.relative:
+            return {}
+        return {device.place: {"ordinal": str(mask.ordinal(device, self._shown))} for device in granted}
+
+    def _more(self) -> "More":
         more = {place: {"in_use": used} for place, used in self._choice.used.items()}
         if self._options.topology:
             from externalresource_gpu.choosing import topology
 
             for gpu, row in zip(self._gpus, topology.matrix(self._links, self._gpus), strict=True):
                 more.setdefault(gpu.place, {})["links"] = " ".join(row)
-        return dialects.render(self._options.format, self._listed, more)
+        return more
 
     def _check_ordinals(self, found: "Sequence[Device]") -> None:
         """Raise DiscoveryError if it is not certain by which numbers CUDA knows these devices."""

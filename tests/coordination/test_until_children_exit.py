@@ -238,7 +238,7 @@ def test_script_refuses_to_keep_a_device_for_children_that_inherit_nothing(folde
     owner = started("host")
     status, out, err = owner.tell("script", *folder.script(1, 1, "--until-children-exit"))
     assert (status, out) == (2, "")
-    assert "--until-children-exit needs --witness" in err
+    assert "--until-children-exit is for the driver only" in err
     assert folder.files() == []
 
 

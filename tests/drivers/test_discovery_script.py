@@ -120,22 +120,6 @@ def _zombie(pid: str) -> bool:
         return True
 
 
-def test_lines_on_stderr_are_heard_while_the_script_runs(tmp_path: Path) -> None:
-    go_on = tmp_path / "go on"
-    until_heard = f"while [ ! -e '{go_on}' ]; do sleep 0.01; done"
-    said = f"printf 'one\\ntw' >&2; {until_heard}; echo o >&2; printf 3 >&2; echo 0"
-    path = write(tmp_path / "s.sh", f"#!/bin/sh\n{said}\n")
-    heard: list[str] = []
-
-    def hear(line: str) -> None:
-        heard.append(line)
-        go_on.touch()
-
-    ended = run_script([path], time.monotonic() + FAR, name="the script", option="more-time", heard=hear)
-    assert heard == ["one", "two"]
-    assert ended == (0, "0\n", "one\ntwo\n3")
-
-
 def test_script_inherits_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "FPGA_KIND", "big")
     assert run(write(tmp_path / "s.sh", '#!/bin/sh\necho "$FPGA_KIND"\n')).out == "big\n"

@@ -18,6 +18,11 @@ def render(dialect: str, devices: "Sequence[Device]", more: "More | None" = None
     return _DIALECTS[dialect](devices, more or {})
 
 
+def properties(devices: "Sequence[Device]", more: "More") -> "list[dict[str, str]]":
+    """Return what is known of each device."""
+    return [{**device.properties(), **more.get(device.place, {})} for device in devices]
+
+
 def environment(names: "Sequence[str]") -> dict[str, str]:
     """Return the variables for a process that is to see exactly these GPUs, in this order.
 
@@ -53,7 +58,7 @@ def _env(devices: "Sequence[Device]", _more: "More") -> str:
 def _json(devices: "Sequence[Device]", more: "More") -> str:
     import json
 
-    return _line(json.dumps([{**device.properties(), **more.get(device.place, {})} for device in devices]))
+    return _line(json.dumps(properties(devices, more)))
 
 
 def _spark(devices: "Sequence[Device]", more: "More") -> str:

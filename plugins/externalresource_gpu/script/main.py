@@ -1,6 +1,6 @@
 """The discovery script: Flink's protocol in, devices out.
 
-Flink, Spark or the GPU driver start it, wait 10 seconds, read one line, and kill what is late. It may be killed at any
+Flink or Spark start it, wait 10 seconds, read one line, and kill what is late. It may be killed at any
 moment, so it leaves nothing behind that could still record a claim; what it cannot deliver, it takes back.
 
 nvidia-smi takes 50 ms and the imports of coordination 30: it is started first, so that one hides behind the other.
@@ -13,8 +13,8 @@ import time
 
 from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError
 from externalresource_gpu.question import Question
-from externalresource_gpu.script import dialects
-from externalresource_gpu.script.options import USAGE, Options
+from externalresource_gpu.script import dialects, said
+from externalresource_gpu.script.options import Options, usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _heed(lost: "sys.UnraisableHookArgs") -> None:
 def _run(words: "Sequence[str]", parent: int) -> int:
     try:
         if "--help" in words or "-h" in words:
-            _deliver(USAGE)
+            _deliver(usage())
         else:
             _decide(Options(words, os.environ), parent)
     except ExternalResourceError as error:
@@ -95,15 +95,16 @@ def _answer(options: Options, parent: int) -> str:
         return f"listed all devices as {host.backend} sees them"
     chosen = host.choose(host.candidates(), [], options.amount)
     _deliver(host.answer(chosen))
-    return f"named {_tokens(chosen)} as {host.backend} sees them, without coordination{_warn(host, chosen)}"
+    _warn(host, chosen)
+    return host.decision(chosen, None)
 
 
 def _coordinated(options: Options, parent: int, question: Question, deadline: float) -> str:
-    from externalresource.coordination import Coordination
+    from externalresource.coordination import Coordination, flock, identify, new_grant
     from externalresource_gpu.script.progress import Progress
 
-    owner = _owner(options, parent)
-    progress = Progress(options.terminal)
+    owner = identify(parent if options.owner_pid is None else options.owner_pid, grant=new_grant())
+    progress = Progress()
 
     def pause(seconds: float, reason: str) -> None:
         _check_asker(parent, owner)
@@ -111,9 +112,9 @@ def _coordinated(options: Options, parent: int, question: Question, deadline: fl
         _sleep(seconds)
         _look_again(question, host, deadline + options.wait)
 
-    coordination = Coordination(options.coordination_file, "gpu", pause=pause)
+    coordination = Coordination(options.coordination_file, "gpu", pause=pause, lock=flock)
     host = question.host(deadline)
-    candidates = _candidates(host)
+    candidates = host.claimable()
     _check_asker(parent, owner)
     # From here to the answer nothing but SIGKILL may end this: a claim that nobody was told of would be lost.
     _hold_signals(hold=True)
@@ -136,47 +137,13 @@ def _coordinated(options: Options, parent: int, question: Question, deadline: fl
     except BaseException:
         coordination.release(claimed, owner)
         raise
-    who = f"pid {owner.pid} ({owner.program})"
-    return f"granted {_tokens(claimed)} as {host.backend} sees them to {who}{_warn(host, claimed)}"
+    _warn(host, claimed)
+    return host.decision(claimed, owner)
 
 
-def _candidates(host: "Host") -> "list[Device]":
-    """Return what may be handed out; NotEnoughDevicesError says so, if a run around this is why they are too few."""
-    from externalresource.coordination import runs_around
-    from externalresource.errors import NotEnoughDevicesError
-
-    try:
-        return host.candidates()
-    except NotEnoughDevicesError as error:
-        if not runs_around():
-            raise
-        raise NotEnoughDevicesError(
-            f"{error}; this is inside of `externalresource run`, and gets a share of that one's devices"
-        ) from None
-
-
-def _owner(options: Options, parent: int) -> "Owner":
-    from externalresource.coordination import identify, new_grant
-
-    if options.until_children_exit and options.witness is None:
-        raise ConfigurationError(
-            "option --until-children-exit needs --witness: the owner's children inherit nothing from this script; "
-            "use our driver, or `externalresource run --until-children-exit`"
-        )
-    return identify(
-        parent if options.owner_pid is None else options.owner_pid,
-        witness=options.witness,
-        until_children_exit=options.until_children_exit,
-        grant=options.grant or new_grant(),
-    )
-
-
-def _warn(host: "Host", granted: "Sequence[Device]") -> str:
-    """Say on stderr what is doubtful about the answer, and return it for the log file, too."""
-    doubts = host.doubts(granted)
-    for doubt in doubts:
+def _warn(host: "Host", granted: "Sequence[Device]") -> None:
+    for doubt in host.doubts(granted):
         _complain(f"warning: {doubt}")
-    return "".join(f"; {doubt}" for doubt in doubts)
 
 
 def _sleep(seconds: float) -> None:
@@ -263,31 +230,14 @@ def _deliver(text: str) -> None:
 
 def _complain(message: str) -> None:
     try:  # noqa: SIM105 - contextlib would be imported before nvidia-smi is started
-        os.write(2, _line(f"nvidia-gpu-discovery: {message}"))
+        os.write(2, said.line(f"nvidia-gpu-discovery: {message}"))
     except OSError:
         pass
 
 
 def _log(options: Options, parent: int, decision: str) -> None:
-    if options.log_file is None:
-        return
-    line = _line(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} asked by pid {parent}: {decision}")
-    try:
-        # A pipe that nobody reads would block here, after the answer, until Flink kills this and has lost the devices.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
-        os.write(os.open(options.log_file, flags, 0o644), line)
-    except OSError as error:
-        _complain(f"cannot write to the log file {options.log_file}: {error.strerror}")
-
-
-def _line(text: str) -> bytes:
-    """Return the text as one line that commands no terminal, whatever a path or the name of a program brought in."""
-    plain = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(text.splitlines()))
-    return plain.encode() + b"\n"
-
-
-def _tokens(devices: "Sequence[Device]") -> str:
-    return ",".join(device.token for device in devices) or "none"
+    if failure := said.log(options.log_file, parent, decision):
+        _complain(failure)
 
 
 def _open_if_closed(descriptor: int) -> None:

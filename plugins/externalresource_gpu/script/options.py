@@ -1,10 +1,12 @@
-"""The options of the discovery script: from its arguments, or from the environment where an engine passes none.
+"""The options of the discovery script and of the driver, each declared once.
 
-They are parsed by hand: argparse costs a third of what the rest of the script does, and Flink's protocol (the word
-`null`, an option misspelt by its own documentation) would fight it.
+They come from arguments, or from the environment where an engine passes none, and are parsed by hand: argparse costs a
+third of what the rest of the script does, and Flink's protocol (the word `null`, an option misspelt by its own
+documentation) would fight it.
 """
 
 from externalresource.errors import ConfigurationError, did_you_mean
+from externalresource.records import record
 from externalresource_gpu import backends
 
 TYPE_CHECKING = False
@@ -14,84 +16,157 @@ if TYPE_CHECKING:
 PREFIX = "EXTERNALRESOURCE_GPU_"
 DEFAULT_COORDINATION_FILE = "/var/tmp/flink-gpu-coordination"  # noqa: S108 - Flink's; what is opened there is checked
 FORMATS = ("flink", "uuid", "env", "json", "spark", "yaml")
-POLICIES = ("first", "connected", "pack", "spread")
-FOREIGN_USE = ("ignore", "warn", "exclude")
+LONGEST = 86400  # seconds
 _LARGEST = 999_999_999  # amount or pid; int() refuses very long ones with an error of its own
-_DAY = 86400  # seconds, the longest time
-
-# name: what --help says of its value, and what it does
-VALUED = {
-    "coordination-file": ("PATH", f"where the claims are kept (default: {DEFAULT_COORDINATION_FILE})"),
-    "backend": ("NAME", f"{'|'.join(backends.NAMES)} (default: auto, which takes NVML, then nvidia-smi)"),
-    "simulate": ("MACHINE", "a count, the name of a machine (dgx-a100) or a YAML file, instead of real devices"),
-    "format": ("NAME", f"{'|'.join(FORMATS)} (default: flink, indices joined by commas)"),
-    "mig": ("WHAT", "instances (default: those of a GPU with MIG, else the GPU), gpus, or a profile: 1g.10gb"),
-    "min-memory": ("MIB", "only devices with that much memory in all"),
-    "name": ("TEXT", "only devices with these words in their name: A100"),
-    "policy": ("NAME", f"which of the free ones: {'|'.join(POLICIES)} (default: connected, for one first)"),
-    "foreign-use": ("WHAT", f"{'|'.join(FOREIGN_USE)} what is in use though nobody claimed it (default: ignore)"),
-    "owner-pid": ("PID", "the process that is to own the devices (default: the one that started this script)"),
-    "wait": ("SECONDS", "queue for devices that others hold, first come, first served, a day at most (default: 0)"),
-    "timeout": ("SECONDS", "for the driver and the lock together (default: 9, as Flink kills the script after 10)"),
-    "log-file": ("PATH", "append each decision to this file, one line each"),
-    "terminal": ("PATH", "where to show how long this waits; our driver passes it"),
-    "witness": ("NAME", "a lock that the owner itself holds; our driver passes it"),
-    "grant": ("NAME", "what is granted is recorded under this name; our driver passes it"),
-}
-FLAGS = {
-    "enable-coordination-mode": "hand out only devices that no other living process holds",
-    "until-children-exit": "keep the devices until whoever inherited the witness has ended; our driver passes it",
-    "ignore-mask": "hand out what an inherited CUDA_VISIBLE_DEVICES hides, too",
-    "relative": "name devices by their number under CUDA_VISIBLE_DEVICES, for frameworks that count from 0",
-    "list": "show all devices, whoever holds them, and claim none",
-    "topology": "ask how they are connected, too, and show it with --list",
-}
+_FLAG, _TEXT, _NUMBER = "true or false", "a text", "a number"
+_BACKEND, _FORMAT = "|".join(backends.NAMES), "|".join(FORMATS)
+_POLICY, _FOREIGN_USE = "first|connected|pack|spread", "ignore|warn|exclude"
 # Flink's documentation writes the first where its own script wants the other and ignores the unknown in silence.
 ALIASES = {"enable-coordination": "enable-coordination-mode"}
 
-USAGE = f"""\
+
+@record
+class Declared:
+    """One option."""
+
+    name: str
+    #: `a text`, `a number`, `a whole number`, `true or false`, or the words that are allowed: `a|b`.
+    kind: str
+    #: What it does.
+    help: str
+    #: What --help calls its value; empty for a flag.
+    value: str = ""
+    default: "str | None" = None
+    #: Who takes it.
+    script: bool = True
+    driver: bool = True
+
+    @property
+    def words(self) -> "list[str]":
+        return self.kind.split("|")
+
+
+# The order is that of --help.
+OPTIONS = {
+    option.name: option
+    for option in (
+        Declared("enable-coordination-mode", _FLAG, "hand out only devices that no other living process holds"),
+        Declared("until-children-exit", _FLAG, "keep the devices until the last descendant has ended", script=False),
+        Declared("ignore-mask", _FLAG, "hand out what an inherited CUDA_VISIBLE_DEVICES hides, too"),
+        Declared(
+            "relative",
+            _FLAG,
+            "name devices by their number under CUDA_VISIBLE_DEVICES, for frameworks that count from 0",
+        ),
+        Declared("list", _FLAG, "show all devices, whoever holds them, and claim none", driver=False),
+        Declared("topology", _FLAG, "ask how they are connected, too, and show it with --list"),
+        Declared(
+            "coordination-file",
+            _TEXT,
+            f"where the claims are kept (default: {DEFAULT_COORDINATION_FILE})",
+            "PATH",
+            DEFAULT_COORDINATION_FILE,
+        ),
+        Declared("backend", _BACKEND, f"{_BACKEND} (default: auto, which takes NVML, then nvidia-smi)", "NAME", "auto"),
+        Declared(
+            "simulate",
+            _TEXT,
+            "a count, the name of a machine (dgx-a100) or a YAML file, instead of real devices",
+            "MACHINE",
+        ),
+        Declared(
+            "format", _FORMAT, f"{_FORMAT} (default: flink, indices joined by commas)", "NAME", "flink", driver=False
+        ),
+        Declared(
+            "mig",
+            "instances|gpus|a profile",
+            "instances (default: those of a GPU with MIG, else the GPU), gpus, or a profile: 1g.10gb",
+            "WHAT",
+            "instances",
+        ),
+        Declared("min-memory", "a whole number", "only devices with that much memory in all", "MIB"),
+        Declared("name", _TEXT, "only devices with these words in their name: A100", "TEXT"),
+        Declared(
+            "policy",
+            _POLICY,
+            f"which of the free ones: {_POLICY} (default: connected, for one first)",
+            "NAME",
+            "connected",
+        ),
+        Declared(
+            "foreign-use",
+            _FOREIGN_USE,
+            f"{_FOREIGN_USE} what is in use though nobody claimed it (default: ignore)",
+            "WHAT",
+            "ignore",
+        ),
+        Declared(
+            "owner-pid",
+            "a whole number",
+            "the process that is to own the devices (default: the one that started this script)",
+            "PID",
+            driver=False,
+        ),
+        Declared(
+            "wait",
+            _NUMBER,
+            "queue for devices that others hold, first come, first served, a day at most (default: 0)",
+            "SECONDS",
+            "0",
+        ),
+        Declared(
+            "timeout",
+            _NUMBER,
+            "for the driver and the lock together (default: 9, as Flink kills the script after 10)",
+            "SECONDS",
+            "9",
+        ),
+        Declared("log-file", _TEXT, "append each decision to this file, one line each", "PATH"),
+    )
+}
+
+
+def usage() -> str:
+    """Return what the script says of itself."""
+    shown = [(f"--{option.name} {option.value}", option.help) for option in OPTIONS.values() if option.script]
+    return f"""\
 Usage: nvidia-gpu-discovery AMOUNT [OPTION]...
 Print AMOUNT GPUs of this host in one line, as Flink's external-resource.gpu.param.discovery-script.path wants it.
 
 Options (each also as --name=value, or in the environment as {PREFIX}NAME):
-""" + "".join(
-    f"  {option:<27}{text}\n"
-    for option, text in [
-        *((f"--{name}", text) for name, text in FLAGS.items()),
-        *((f"--{name} {value}", text) for name, (value, text) in VALUED.items()),
-        ("--help", "show this and exit"),
-    ]
-)
+""" + "".join(f"  {option:<27}{text}\n" for option, text in [*shown, ("--help", "show this and exit")])
 
 
 class Options:
-    """What was asked for; ConfigurationError if that is not allowed. The arguments win over the environment."""
+    """What was asked for; ConfigurationError if that is not allowed. The arguments win over the environment.
 
-    def __init__(self, words: "Sequence[str]", environment: "Mapping[str, str]") -> None:
-        given = _merged(_from_environment(environment), _from_words(words))
+    The driver, which decides itself what the answer is and whose the devices are, takes other options than the script.
+    """
+
+    def __init__(self, words: "Sequence[str]", environment: "Mapping[str, str]", *, driver: bool = False) -> None:
+        said = _merged(_from_environment(environment, driver=driver), _from_words(words, driver=driver))
+        given = {option.name: option.default for option in OPTIONS.values()} | said
         self.list: bool = _flag(given, "list")
         self.amount: int = 0 if self.list else _amount(given.get("amount"))
         self.coordination: bool = _flag(given, "enable-coordination-mode")
-        self.coordination_file: str = _absolute(given.get("coordination-file") or DEFAULT_COORDINATION_FILE)
-        self.simulate: str | None = given.get("simulate")
-        self.backend: str = _one_of(given, "backend", backends.NAMES)
-        self.format: str = _one_of(given, "format", FORMATS)
-        self.mig: str = _mig(given)
-        self.min_memory: int | None = _min_memory(given)
-        self.name: str | None = given.get("name")
-        default = "connected" if self.amount > 1 else "first"  # which looks at no topology: that takes time
-        self.policy: str = _one_of({"policy": default, **given}, "policy", POLICIES)
-        self.foreign_use: str = _one_of(given, "foreign-use", FOREIGN_USE)
+        self.coordination_file: str = _absolute(given["coordination-file"] or DEFAULT_COORDINATION_FILE)
+        self.simulate: str | None = given["simulate"]
+        self.backend: str = _one_of(given, "backend")
+        self.format: str = _one_of(given, "format")
+        self.mig: str = _mig(given["mig"] or "")
+        self.min_memory: int | None = _whole(given["min-memory"], "min-memory", "a whole number of MiB")
+        self.name: str | None = given["name"]
+        if "policy" not in said and self.amount <= 1:
+            given["policy"] = "first"  # which looks at no topology: that takes time
+        self.policy: str = _one_of(given, "policy")
+        self.foreign_use: str = _one_of(given, "foreign-use")
         self.ignore_mask: bool = _flag(given, "ignore-mask")
         self.relative: bool = _flag(given, "relative")
         self.topology: bool = _flag(given, "topology")
-        self.owner_pid: int | None = _owner_pid(given)
-        self.timeout: float = _seconds(given, "timeout", 9.0)
-        self.wait: float = _seconds(given, "wait", 0.0, zero=True)
-        self.log_file: str | None = given.get("log-file")
-        self.terminal: str | None = given.get("terminal")
-        self.witness: str | None = given.get("witness")
-        self.grant: str | None = given.get("grant")
+        self.owner_pid: int | None = _whole(given["owner-pid"], "owner-pid", "the number of a process", least=1)
+        self.timeout: float = seconds("option --timeout", given["timeout"] or "")
+        self.wait: float = seconds("option --wait", given["wait"] or "", zero=True)
+        self.log_file: str | None = given["log-file"]
         self.until_children_exit: bool = _flag(given, "until-children-exit")
         if self.simulate is not None and self.backend not in ("auto", "simulated"):
             raise ConfigurationError(f"--simulate {self.simulate} and --backend {self.backend} exclude each other")
@@ -101,11 +176,25 @@ class Options:
             raise ConfigurationError("--format yaml belongs to --list: it describes the whole host, for --simulate")
 
 
-def _merged(environment: "Mapping[str, str]", words: "Mapping[str, str]") -> dict[str, str]:
+def seconds(what: str, text: str, *, zero: bool = False) -> float:
+    """Return the number of seconds that a text says."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not (0 < number <= LONGEST or (zero and number == 0)):
+        raise ConfigurationError(
+            f"{what} must be a number of seconds, {'0 or more' if zero else 'above 0'} and at most {LONGEST}, "
+            f"not {text!r}"
+        )
+    return number
+
+
+def _merged(environment: "Mapping[str, str]", words: "Mapping[str, str]") -> "dict[str, str | None]":
     """Return both; what was said in words wins, also over what contradicts it in the environment."""
     said = {"backend", "simulate"} & words.keys()
     kept = {name: value for name, value in environment.items() if not (said and name in ("backend", "simulate"))}
-    return kept | dict(words)
+    return {**kept, **words}
 
 
 def _absolute(path: str) -> str:
@@ -114,12 +203,14 @@ def _absolute(path: str) -> str:
     return path
 
 
-def _from_words(words: "Sequence[str]") -> dict[str, str]:
+def _from_words(words: "Sequence[str]", *, driver: bool) -> dict[str, str]:
     given: dict[str, str] = {}
     rest = iter(words)
     for word in rest:
         if word == "null":  # Flink passes it where no arguments are configured
             continue
+        if driver and word in ("-h", "--help"):
+            raise _misplaced(word, driver=driver)
         if not word.startswith("--"):
             if "amount" in given:
                 raise ConfigurationError(
@@ -129,45 +220,75 @@ def _from_words(words: "Sequence[str]") -> dict[str, str]:
             given["amount"] = word
             continue
         name, equals, value = word[2:].partition("=")
-        name = ALIASES.get(name, name)
-        if name in FLAGS:
-            given[name] = value if equals else "true"
-        elif name in VALUED:
-            given[name] = value if equals else _next(rest, name)
-        else:
+        option = OPTIONS.get(ALIASES.get(name, name))
+        if option is None:
             raise ConfigurationError(f"unknown option {word!r}{did_you_mean(f'--{name}', _spellings())}")
+        if not (option.driver if driver else option.script):
+            raise _misplaced(f"--{name}", driver=driver)
+        if option.value:
+            given[option.name] = value if equals else _next(rest, option)
+        else:
+            given[option.name] = value if equals else "true"
     return given
 
 
-def _next(rest: "Iterator[str]", name: str) -> str:
+def _misplaced(option: str, *, driver: bool) -> ConfigurationError:
+    if driver:
+        return ConfigurationError(
+            f"option {option} is for the script only: the driver decides itself what the answer is and who owns the "
+            "devices; remove it"
+        )
+    return ConfigurationError(
+        f"option {option} is for the driver only: the owner's children inherit nothing from this script; "
+        "use our driver, or `externalresource run --until-children-exit`"
+    )
+
+
+def _next(rest: "Iterator[str]", option: Declared) -> str:
     value = next(rest, "--")
     if value.startswith("--"):  # a forgotten value must not swallow --enable-coordination-mode
-        raise ConfigurationError(f"option --{name} needs a value: {VALUED[name][1]}")
+        raise ConfigurationError(f"option --{option.name} needs a value: {option.help}")
     return value
 
 
-def _from_environment(environment: "Mapping[str, str]") -> dict[str, str]:
+def _from_environment(environment: "Mapping[str, str]", *, driver: bool) -> dict[str, str]:
     given: dict[str, str] = {}
     for key, value in environment.items():
-        if key.startswith(PREFIX):
-            name = key[len(PREFIX) :].lower().replace("_", "-")
-            name = ALIASES.get(name, name)
-            if name not in FLAGS and name not in VALUED and name != "amount":
-                known = [_variable(known) for known in (*FLAGS, *VALUED, "amount")]
-                raise ConfigurationError(f"unknown option {_shown(key)} in the environment{did_you_mean(key, known)}")
+        if not key.startswith(PREFIX) or _of_a_service(key[len(PREFIX) :]):
+            continue
+        name = key[len(PREFIX) :].lower().replace("_", "-")
+        name = ALIASES.get(name, name)
+        option = OPTIONS.get(name)
+        if option is None and name != "amount":
+            known = [variable(known) for known in (*OPTIONS, "amount")]
+            raise ConfigurationError(f"unknown option {_shown(key)} in the environment{did_you_mean(key, known)}")
+        if option is None or (option.driver if driver else option.script):
             given[name] = value
+        elif not option.value and value != "false":  # the others are for scripts that this process may start
+            raise _misplaced(key, driver=driver)
     return given
 
 
+def _of_a_service(name: str) -> bool:
+    """Return whether Kubernetes makes such a variable for a Service that is called externalresource-gpu."""
+    if name in ("SERVICE_HOST", "SERVICE_PORT", "PORT") or name.startswith("SERVICE_PORT_"):
+        return True
+    first, *rest = name.split("_")
+    if first != "PORT" or len(rest) not in (2, 3) or not rest[0].isdecimal():
+        return False
+    return rest[1] in ("TCP", "UDP", "SCTP") and rest[2:] in ([], ["ADDR"], ["PORT"], ["PROTO"])
+
+
 def _spellings() -> list[str]:
-    return [f"--{name}" for name in (*FLAGS, *VALUED)]
+    return [f"--{name}" for name in OPTIONS]
 
 
 def _shown(key: str) -> str:
     return key if key.isprintable() else repr(key)
 
 
-def _variable(name: str) -> str:
+def variable(name: str) -> str:
+    """Return the variable that says what the option of that name says."""
     return PREFIX + name.upper().replace("-", "_")
 
 
@@ -183,15 +304,23 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= len(str(_LARGEST))
 
 
-def _flag(given: "Mapping[str, str]", name: str) -> bool:
-    value = given.get(name, "false")
+def _whole(text: str | None, name: str, what: str, *, least: int = 0) -> int | None:
+    if text is None:
+        return None
+    if _is_number(text) and int(text) >= least:
+        return int(text)
+    raise ConfigurationError(f"option --{name} must be {what}, not {text!r}")
+
+
+def _flag(given: "Mapping[str, str | None]", name: str) -> bool:
+    value = "false" if given[name] is None else given[name]
     if value not in ("true", "false"):
         raise ConfigurationError(f"option --{name} must be true or false, not {value!r}")
     return value == "true"
 
 
-def _one_of(given: "Mapping[str, str]", name: str, allowed: "Sequence[str]") -> str:
-    value = given.get(name, allowed[0])
+def _one_of(given: "Mapping[str, str | None]", name: str) -> str:
+    value, allowed = given[name] or "", OPTIONS[name].words
     if value not in allowed:
         raise ConfigurationError(
             f"option --{name} must be one of {', '.join(allowed)}, not {value!r}{did_you_mean(value, allowed)}"
@@ -199,8 +328,7 @@ def _one_of(given: "Mapping[str, str]", name: str, allowed: "Sequence[str]") -> 
     return value
 
 
-def _mig(given: "Mapping[str, str]") -> str:
-    text = given.get("mig", "instances")
+def _mig(text: str) -> str:
     if text in ("instances", "gpus"):
         return text
     compute, dot, profile = text.rpartition("c.")  # 1c.3g.40gb is a compute instance of 3g.40gb
@@ -212,35 +340,3 @@ def _mig(given: "Mapping[str, str]") -> str:
         f"option --mig must be instances, gpus or a profile as `nvidia-smi -L` shows it (1g.10gb), not {text!r}"
         f"{did_you_mean(text, ('instances', 'gpus'))}"
     )
-
-
-def _min_memory(given: "Mapping[str, str]") -> int | None:
-    text = given.get("min-memory")
-    if text is None:
-        return None
-    if _is_number(text):
-        return int(text)
-    raise ConfigurationError(f"option --min-memory must be a whole number of MiB, not {text!r}")
-
-
-def _owner_pid(given: "Mapping[str, str]") -> int | None:
-    text = given.get("owner-pid")
-    if text is None:
-        return None
-    if _is_number(text) and int(text) > 0:
-        return int(text)
-    raise ConfigurationError(f"option --owner-pid must be the number of a process, not {text!r}")
-
-
-def _seconds(given: "Mapping[str, str]", name: str, default: float, *, zero: bool = False) -> float:
-    text = given.get(name)
-    try:
-        seconds = default if text is None else float(text)
-    except ValueError:
-        seconds = -1.0
-    if not (0 < seconds <= _DAY or (zero and seconds == 0)):
-        raise ConfigurationError(
-            f"option --{name} must be a number of seconds, {'0 or more' if zero else 'above 0'} and at most {_DAY}, "
-            f"not {text!r}"
-        )
-    return seconds

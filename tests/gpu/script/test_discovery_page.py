@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from externalresource_gpu.choosing import policies
-from externalresource_gpu.script.options import POLICIES
+from externalresource_gpu.script.options import OPTIONS
 from tests.gpu.backends.test_simulate_page import run
 
 PAGE = (Path(__file__).parents[3] / "docs" / "discovery.md").read_text(encoding="utf-8")
@@ -20,7 +20,7 @@ def test_a_command_prints_what_the_page_of_discovery_shows(tmp_path: Path, comma
 
 
 def test_every_policy_stands_in_the_table() -> None:
-    assert {*re.findall(r"^\| `(\w+)` \| th", PAGE, re.MULTILINE)} == {*POLICIES} == {*policies.POLICIES}
+    assert {*re.findall(r"^\| `(\w+)` \| th", PAGE, re.MULTILINE)} == {*OPTIONS["policy"].words} == {*policies.POLICIES}
 
 
 def test_use_begins_where_the_page_says() -> None:

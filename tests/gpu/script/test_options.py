@@ -3,7 +3,7 @@ from collections.abc import Mapping
 import pytest
 
 from externalresource.errors import ConfigurationError
-from externalresource_gpu.script.options import FLAGS, PREFIX, USAGE, VALUED, Options
+from externalresource_gpu.script.options import OPTIONS, PREFIX, Options, usage, variable
 
 DEFAULTS = {
     "list": False,
@@ -25,9 +25,6 @@ DEFAULTS = {
     "timeout": 9.0,
     "wait": 0.0,
     "log_file": None,
-    "terminal": None,
-    "witness": None,
-    "grant": None,
     "until_children_exit": False,
 }
 # option: a value, another one, and what the first one sets
@@ -48,13 +45,12 @@ VALUES: dict[str, tuple[str, str, str, object]] = {
     "timeout": ("0.5", "3", "timeout", 0.5),
     "wait": ("60", "0", "wait", 60.0),
     "log-file": ("/log", "/other", "log_file", "/log"),
-    "terminal": ("/dev/pts/7", "/dev/null", "terminal", "/dev/pts/7"),
-    "witness": ("0123456789abcdef", "fedc", "witness", "0123456789abcdef"),
-    "grant": ("0123456789abcdef", "fedc", "grant", "0123456789abcdef"),
-    "until-children-exit": ("true", "false", "until_children_exit", True),
     "enable-coordination-mode": ("true", "false", "coordination", True),
     "enable-coordination": ("true", "false", "coordination", True),
 }
+SCRIPTS = [option for option in OPTIONS.values() if option.script]
+VALUED = {option.name: option.help for option in SCRIPTS if option.value}
+FLAGS = [option.name for option in SCRIPTS if not option.value]
 each_option = pytest.mark.parametrize("name", VALUES)
 
 
@@ -66,10 +62,6 @@ def refusal(*words: str, **variables: str) -> str:
     with pytest.raises(ConfigurationError) as caught:
         Options(words, {PREFIX + name: value for name, value in variables.items()})
     return str(caught.value)
-
-
-def variable(name: str) -> str:
-    return PREFIX + name.upper().replace("-", "_")
 
 
 # ---- where a value comes from ---------------------------------------------------------------------
@@ -214,7 +206,7 @@ def test_unknown_variable_is_refused_with_the_nearest() -> None:
 
 @pytest.mark.parametrize("name", VALUED)
 def test_option_without_its_value_is_refused(name: str) -> None:
-    expected = f"option --{name} needs a value: {VALUED[name][1]}"
+    expected = f"option --{name} needs a value: {VALUED[name]}"
     assert refusal("2", f"--{name}") == expected
     assert refusal("2", f"--{name}", "--enable-coordination-mode") == expected
 
@@ -289,13 +281,39 @@ def test_simulation_excludes_a_real_backend(backend: str) -> None:
     assert refusal("2", "--simulate=2", f"--backend={backend}") == expected
 
 
+def test_option_of_the_driver_alone_is_refused_by_name() -> None:
+    for message in (refusal("2", "--until-children-exit"), refusal("2", UNTIL_CHILDREN_EXIT="true")):
+        assert "is for the driver only: the owner's children inherit nothing from this script" in message
+
+
+# ---- what Kubernetes sets -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_METRICS", "SERVICE_PORT_HTTPS_WEB", "PORT", "PORT_443_TCP"),
+        *("PORT_443_TCP_ADDR", "PORT_443_TCP_PORT", "PORT_443_TCP_PROTO", "PORT_53_UDP", "PORT_9_SCTP_ADDR"),
+    ],
+)
+def test_variable_of_a_service_called_as_we_are_is_no_option(name: str) -> None:
+    assert parsed("2", environment={PREFIX + name: "tcp://10.0.0.1:443"}) == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    "name", ["SERVICE", "SERVICES_HOST", "PORTS", "PORT_X_TCP", "PORT_443", "PORT_443_ABC", "PORT_443_TCP_X", "HOST"]
+)
+def test_variable_that_only_looks_like_one_of_a_service_is_refused(name: str) -> None:
+    assert refusal("2", **{name: "1"}).startswith(f"unknown option {PREFIX}{name} in the environment")
+
+
 # ---- help -----------------------------------------------------------------------------------------
 
 
 def test_help_shows_every_option_in_lines_that_fit_a_terminal() -> None:
     for name in (*VALUED, *FLAGS, "help"):
-        assert f"\n  --{name} " in USAGE
-    assert max(map(len, USAGE.splitlines())) <= 120
+        assert f"\n  --{name} " in usage()
+    assert max(map(len, usage().splitlines())) <= 120
 
 
 def test_what_the_arguments_say_of_the_devices_wins_over_all_that_the_environment_says_of_them() -> None:

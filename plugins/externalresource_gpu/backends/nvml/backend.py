@@ -3,6 +3,7 @@
 `nvmlInit` can hang inside C, where no signal handler runs, and libnvidia-ml has been seen to crash its caller.
 """
 
+import os
 import sys
 
 from externalresource_gpu.backends.query import Query
@@ -31,7 +32,7 @@ class Nvml:
 
     def __init__(
         self,
-        python: str = sys.executable,
+        python: str | None = None,
         bound: str | None = None,
         numa_node: "Callable[[str], int | None] | None" = None,
         *,
@@ -39,7 +40,7 @@ class Nvml:
         processes: bool = False,
     ) -> None:
         words = [*["topology"] * topology, *["processes"] * processes]
-        self._argv = [python, "-P", "-m", "externalresource_gpu.backends.nvml.child", *words]
+        self._argv = [python or interpreter(), "-P", "-m", "externalresource_gpu.backends.nvml.child", *words]
         self._bound, self._numa_node = bound, numa_node  # where the driver lists its GPUs, and Linux their NUMA nodes
         self._query: Query | None = None
         self._links: Links = {}
@@ -63,6 +64,14 @@ class Nvml:
 
     def _ask(self) -> Query:
         return Query("NVML", self._argv)
+
+
+def interpreter() -> str:
+    """Return a Python to start: the one that runs this. Where it is embedded, `sys.executable` is empty, or java."""
+    for path in (sys.executable, f"{sys.exec_prefix}/bin/python3", getattr(sys, "_base_executable", "")):
+        if path and os.path.basename(path).startswith(("python", "pypy")) and os.access(path, os.X_OK):
+            return path
+    return "python3"  # as PATH has it; if it has none, the error says so
 
 
 def read(status: int, out: str, err: str, bound: "Sequence[str]" = ()) -> "dict[str, Any]":
