@@ -1,19 +1,22 @@
 """RuntimeContext: what the operators of a TaskManager process ask for their devices."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from itertools import pairwise
-from types import TracebackType
-from typing import Self
 
-from externalresource.coordination import run_variable
-from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, NotOfferedError
-from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError, cause, did_you_mean
-from externalresource.flink import configuration
-from externalresource.flink.configuration import ResourceConfig
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from collections.abc import Set as AbstractSet
+    from types import TracebackType
+    from typing import Self
+
+    from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo
+    from externalresource.flink.configuration import ResourceConfig
 
 
 class RuntimeContext:
@@ -33,11 +36,9 @@ class RuntimeContext:
             for name, (driver, amount) in _in_turn(resources):
                 self._retrieve(name, driver, amount)
         except BaseException:
-            try:
-                for name in list(self._drivers):
-                    self._take_back(name)
-            finally:  # who interrupts this, too, still does not keep what is left
-                self.close()
+            with ExitStack() as taking_back:  # who interrupts this, too, still does not keep what is left
+                for name in self._drivers:
+                    taking_back.callback(self._take_back, name)
             raise
 
     def get_external_resource_infos(self, name: str) -> AbstractSet[ExternalResourceInfo]:
@@ -62,19 +63,23 @@ class RuntimeContext:
         variables: dict[str, str] = {}
         setters: dict[str, str] = {}
         for name, infos in self._infos.items():
-            for variable, value in self._variables(name, infos).items():
+            for variable, value in _environment(name, self._drivers[name], infos).items():
                 if variables.setdefault(variable, value) != value:
                     raise PluginError(f"{setters[variable]!r} and {name!r} both set {variable}: a process has only one")
                 setters.setdefault(variable, name)
         return variables
 
     def close(self) -> None:
-        """Give the devices back; harmless when called twice."""
+        """Give the devices back.
+
+        An error names the resource whose devices are still held; the others are given back. Another call asks again for
+        what is still held, and is harmless where that is nothing.
+        """
         self._closed = True
-        drivers, self._drivers, self._infos = self._drivers, {}, {}
+        self._infos = {}
         with ExitStack() as closing:  # one that fails does not keep the others from giving back theirs
-            for driver in drivers.values():
-                closing.callback(driver.close)
+            for name in self._drivers:
+                closing.callback(self._give_back, name)
 
     def keep_over_exec(self) -> dict[str, str]:
         """Let the devices outlast an exec of this process, which then is another program and still their owner.
@@ -82,7 +87,11 @@ class RuntimeContext:
         Return the variable by which a process inside of that program knows that it may take shares of them.
         """
         grants = [grant for driver in self._drivers.values() for grant in driver.keep_over_exec()]
-        return run_variable(grants) if grants else {}
+        if not grants:
+            return {}
+        from externalresource.coordination import run_variable
+
+        return run_variable(grants)
 
     def __enter__(self) -> Self:
         return self
@@ -91,12 +100,6 @@ class RuntimeContext:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _variables(self, name: str, infos: AbstractSet[ExternalResourceInfo]) -> Mapping[str, str]:
-        try:
-            return self._drivers[name].environment(infos)
-        except NotOfferedError as error:
-            raise PluginError(f"the driver of {name!r} sets no environment variables: {error}") from None
 
     def _check_open(self) -> None:
         if self._closed:  # no infos or no variables would be taken for no restriction
@@ -113,12 +116,23 @@ class RuntimeContext:
             self._take_back(name)  # now, and not at the end: nobody here would use what it may hold
             _warn(f"resource {name!r} is left out: {error}")
 
-    def _take_back(self, name: str) -> None:
-        """Give back what a driver holds. That this fails is less than the error for which it is done."""
+    def _give_back(self, name: str) -> None:
+        """Have a driver give back what it holds; it is kept, to be asked again, unless it did."""
         try:
-            self._drivers.pop(name).close()
-        except Exception as error:  # noqa: BLE001 - code of the driver's
-            _warn(f"resource {name!r} could not be given back: {cause(error)}")
+            self._drivers[name].close()
+        except ExternalResourceError as error:
+            error.args = (f"the devices of {name!r} are not given back: {error}",)
+            raise
+        except Exception as error:
+            raise PluginError(f"the devices of {name!r} are not given back: {cause(error)}") from error
+        del self._drivers[name]
+
+    def _take_back(self, name: str) -> None:
+        """Give back, if that can be: that it fails is less than the error for which it is done."""
+        try:
+            self._give_back(name)
+        except ExternalResourceError as error:
+            _warn(str(error))
 
 
 def runtime_context(
@@ -133,6 +147,8 @@ def runtime_context(
     FLINK_CONF_DIR, else in FLINK_HOME/conf); `overrides` are keys that win over it. Raises ExternalResourceError, and
     then holds nothing; with `lenient` a resource that fails is left out with a warning, as Flink does.
     """
+    from externalresource.flink import configuration
+
     resources = {}
     for resource in configuration.load(config, overrides=overrides or {}, lenient=lenient):
         driver = _driver(resource, lenient=lenient)
@@ -151,6 +167,9 @@ def claim(
     """
     if not isinstance(amount, int) or amount < 1:
         raise ConfigurationError(f"the amount of {name!r} must be a positive integer, not {amount!r}")
+    from externalresource.drivers.loading import create_driver
+    from externalresource.flink import configuration
+
     given = {key: configuration.text(f"option {key!r}", value) for key, value in (options or {}).items()}
     driver = create_driver(driver_factory or name, {"enable-coordination-mode": "true"} | given)
     return RuntimeContext({name: (driver, amount)})
@@ -159,6 +178,8 @@ def claim(
 def _driver(resource: ResourceConfig, *, lenient: bool) -> ExternalResourceDriver | None:
     if resource.driver_factory is None:  # scheduled by the engine, but nobody is told more
         return None
+    from externalresource.drivers.loading import create_driver
+
     try:
         return create_driver(resource.driver_factory, resource.options)
     except ExternalResourceError as error:
@@ -179,11 +200,11 @@ def _in_turn(
 
     def turn(resource: tuple[str, tuple[ExternalResourceDriver, int]]) -> tuple[str, bool, str]:
         name, (driver, _) = resource
-        return _queue(driver), not _waits(driver), name
+        return _queue(driver), not driver.wait, name
 
     ordered = sorted(resources.items(), key=turn)
     for (name, (driver, _)), (other, (following, _)) in pairwise(ordered):
-        if _waits(driver) and _waits(following) and _queue(driver) == _queue(following):
+        if driver.wait and following.wait and _queue(driver) == _queue(following):
             raise ConfigurationError(
                 f"resources {name!r} and {other!r} share {_queue(driver)} and both wait: two processes could hold one "
                 "each and wait for the other; let one of the two wait, or ask for the devices as one resource"
@@ -196,10 +217,6 @@ def _queue(driver: ExternalResourceDriver) -> str:
     return os.path.realpath(driver.coordination_file) if driver.coordination_file else ""
 
 
-def _waits(driver: ExternalResourceDriver) -> bool:
-    return driver.wait > 0
-
-
 def _retrieved(name: str, driver: ExternalResourceDriver, amount: int) -> frozenset[ExternalResourceInfo]:
     try:
         infos = frozenset(driver.retrieve_resource_info(amount))
@@ -210,6 +227,17 @@ def _retrieved(name: str, driver: ExternalResourceDriver, amount: int) -> frozen
     if len(infos) != amount:
         raise PluginError(f"the driver of {name!r} returned {len(infos)} devices, not the {amount} asked for")
     return infos
+
+
+def _environment(
+    name: str, driver: ExternalResourceDriver, infos: AbstractSet[ExternalResourceInfo]
+) -> Mapping[str, str]:
+    from externalresource.drivers.contract import NotOfferedError
+
+    try:
+        return driver.environment(infos)
+    except NotOfferedError as error:
+        raise PluginError(f"the driver of {name!r} sets no environment variables: {error}") from None
 
 
 def _warn(message: str) -> None:

@@ -12,7 +12,13 @@ from externalresource.api import ExternalResourceDriver, ExternalResourceInfo, h
 from externalresource.context import RuntimeContext, claim, runtime_context
 from externalresource.coordination import Coordination
 from externalresource.drivers.loading import create_driver
-from externalresource.errors import ConfigurationError, ExternalResourceError, NotEnoughDevicesError, PluginError
+from externalresource.errors import (
+    ConfigurationError,
+    CoordinationError,
+    ExternalResourceError,
+    NotEnoughDevicesError,
+    PluginError,
+)
 
 from .support.processes import in_child
 
@@ -31,9 +37,9 @@ class Info:
 class Driver(ExternalResourceDriver):
     """Gives `amount` infos, or what it was told to; remembers how often it was closed."""
 
-    def __init__(self, answer: object = None, *, fails_to_close: bool = False) -> None:
+    def __init__(self, answer: object = None, *, not_closed: BaseException | None = None) -> None:
         self.answer = answer
-        self.fails_to_close = fails_to_close
+        self.not_closed = not_closed
         self.closed = 0
 
     def retrieve_resource_info(self, amount: int) -> Any:
@@ -46,8 +52,8 @@ class Driver(ExternalResourceDriver):
 
     def close(self) -> None:
         self.closed += 1
-        if self.fails_to_close:
-            raise OSError("cannot give back")
+        if self.not_closed is not None:
+            raise self.not_closed
 
 
 class Plain(ExternalResourceDriver):
@@ -220,21 +226,16 @@ def test_lenient_gives_back_what_a_failed_driver_may_hold() -> None:
 def test_driver_that_fails_to_give_back_does_not_hide_the_error_for_which_it_was_to(
     error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    drivers = [Driver(), Driver(fails_to_close=True), Driver(error)]
+    drivers = [Driver(), Driver(not_closed=OSError("cannot give back")), Driver(error)]
     with pytest.raises(type(error)) as caught:
         RuntimeContext({str(number): (driver, 1) for number, driver in enumerate(drivers)})
     assert caught.value is error
     assert [driver.closed for driver in drivers] == [1, 1, 1]
-    assert caplog.messages == ["resource '1' could not be given back: OSError: cannot give back"]
+    assert caplog.messages == ["the devices of '1' are not given back: OSError: cannot give back"]
 
 
 def test_interrupt_while_one_resource_is_given_back_does_not_keep_the_others() -> None:
-    class Interrupted(Driver):
-        def close(self) -> None:
-            super().close()
-            raise KeyboardInterrupt
-
-    drivers = [Interrupted(), Driver(), Driver(NotEnoughDevicesError("none left"))]
+    drivers = [Driver(not_closed=KeyboardInterrupt()), Driver(), Driver(NotEnoughDevicesError("none left"))]
     with pytest.raises(KeyboardInterrupt):
         RuntimeContext({str(number): (driver, 1) for number, driver in enumerate(drivers)})
     assert [driver.closed for driver in drivers] == [1, 1, 1]
@@ -311,11 +312,31 @@ def test_closed_context_has_no_infos_and_says_so(*, lenient: bool) -> None:
 
 
 def test_driver_that_fails_to_give_back_does_not_keep_the_others_from_it() -> None:
-    drivers = [Driver(), Driver(fails_to_close=True), Driver()]
+    drivers = [Driver(), Driver(not_closed=OSError("cannot give back")), Driver()]
     context = RuntimeContext({str(number): (driver, 1) for number, driver in enumerate(drivers)})
-    with pytest.raises(OSError, match="cannot give back"):
+    with pytest.raises(PluginError, match=r"^the devices of '1' are not given back: OSError: cannot"):
         context.close()
     assert [driver.closed for driver in drivers] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("error", [OSError("no bus"), CoordinationError("locked"), KeyboardInterrupt()], ids=repr)
+def test_closing_again_asks_only_those_who_failed(error: BaseException) -> None:
+    drivers = [Driver(), Driver(not_closed=error), Driver()]
+    context = RuntimeContext({str(number): (driver, 1) for number, driver in enumerate(drivers)})
+    for _ in range(2):
+        with pytest.raises((ExternalResourceError, KeyboardInterrupt)):
+            context.close()
+    drivers[1].not_closed = None
+    context.close()
+    context.close()
+    assert [driver.closed for driver in drivers] == [1, 3, 1]
+
+
+def test_lenient_context_that_could_not_give_back_a_failed_resource_tries_again_at_its_end() -> None:
+    driver = Driver(NotEnoughDevicesError("none left"), not_closed=OSError("no bus"))
+    with RuntimeContext({"one": (driver, 1)}, lenient=True):
+        driver.not_closed = None
+    assert driver.closed == 2
 
 
 def test_driver_need_not_have_anything_to_give_back() -> None:
@@ -445,6 +466,19 @@ def test_context_gives_back_only_what_it_was_given(ledger: str) -> None:
         (info,) = outer.get_external_resource_infos("gpu")
         (holding,) = Coordination(ledger, "gpu").held()
         assert holding.claim.uuid == info.get_property("uuid")
+
+
+def test_device_that_could_not_be_given_back_is_given_back_by_closing_again(ledger: str) -> None:
+    context = claim("gpu", options={"simulate": "4", "coordination-file": ledger})
+    lock = Path(f"{ledger}.lock").rename(f"{ledger}.kept")
+    Path(f"{ledger}.lock").mkdir()  # which nobody can lock as a file
+    with pytest.raises(CoordinationError, match=r"^the devices of 'gpu' are not given back: "):
+        context.close()
+    Path(f"{ledger}.lock").rmdir()
+    lock.rename(f"{ledger}.lock")
+    assert holders(ledger) == [os.getpid()]
+    context.close()
+    assert holders(ledger) == []
 
 
 def test_options_of_a_claim_are_values_as_in_a_configuration(tmp_path: Path) -> None:
