@@ -1,14 +1,14 @@
 """How a command asks a driver: whatever that prints goes to stderr, and whatever it raises is one line."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from externalresource.errors import ExternalResourceError, PluginError, cause
 
-T = TypeVar("T")
-
 if TYPE_CHECKING:
     from externalresource.drivers.contract import ExternalResourceDriver
+
+_A = TypeVar("_A")
 
 
 def driver_of(resource: str, options: Mapping[str, str]) -> "ExternalResourceDriver":
@@ -20,17 +20,23 @@ def driver_of(resource: str, options: Mapping[str, str]) -> "ExternalResourceDri
         return create_driver(resource, options)
 
 
-def asked(ask: Callable[[], T], resource: str) -> T:
-    """Return what a method of a driver returns; PluginError if the driver does not offer it, or if it breaks."""
+def asked(resource: str, question: Callable[..., _A], *arguments: object) -> _A:
+    """Return what a method of the driver answers; PluginError if the driver has none, or if it breaks."""
     from externalresource.drivers.containment import printing_to_stderr
     from externalresource.drivers.contract import NotOfferedError
 
     try:
         with printing_to_stderr():
-            return ask()
+            return question(*arguments)
     except NotOfferedError as error:
-        raise PluginError(f"the driver of {resource!r} cannot answer this: {error}") from None
+        error.args = (f"the driver of {resource!r} cannot answer this: {error}",)
+        raise
     except ExternalResourceError:
         raise
     except Exception as error:
         raise PluginError(f"the driver of {resource!r} failed: {cause(error)}") from error
+
+
+def listed(resource: str, question: Callable[..., Iterable[_A]], *arguments: object) -> list[_A]:
+    """Return a driver's answer of several: a generator breaks only while it is read."""
+    return asked(resource, lambda: list(question(*arguments)))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from externalresource.cli import arguments
-from externalresource.cli.asking import asked, driver_of
+from externalresource.cli.asking import asked, driver_of, listed
 from externalresource.cli.output import show, write
 from externalresource.errors import ExternalResourceError
 
@@ -27,16 +27,17 @@ def discover(resource: str, form: str, *, record: str | None, topology: bool, **
     """Show the devices of this host, their health and who holds them."""
     driver = driver_of(resource, arguments.options({**given, "topology": topology}))
     if record is not None:
-        write(record, asked(driver.record, resource))
+        write(record, asked(resource, driver.record))
         click.echo(f"wrote {record}; to see it: externalresource discover --simulate {record}")
         return
-    found = [_properties(info) for info in asked(lambda: list(driver.devices()), resource)]
+    found = [_properties(info) for info in listed(resource, driver.devices)]
     held = _held(driver, resource)
     if form == "json":
         show([_record(device, held) for device in found], form)
         return
-    columns = driver.columns
-    show([_line(device, held, columns) for device in found], form, nothing=f"This host has no {resource} device.")
+    show(
+        [_line(device, held, driver.columns) for device in found], form, nothing=f"This host has no {resource} device."
+    )
     if topology and found:
         click.echo()
         show(_matrix(found), form, nothing="Nothing is known of how they are connected.")
@@ -52,14 +53,10 @@ def _held(driver: "ExternalResourceDriver", resource: str) -> "list[Holding]":
     """Return who holds what, if that can be told: the devices are shown in any case."""
     from externalresource.drivers.contract import NotOfferedError
 
-    def held() -> "list[Holding]":
-        try:
-            return list(driver.held())
-        except NotOfferedError:
-            return []
-
     try:
-        return asked(held, resource)
+        return listed(resource, driver.held)
+    except NotOfferedError:
+        return []
     except ExternalResourceError as error:
         click.echo(f"externalresource: who holds what is not known: {error}", err=True)
         return []

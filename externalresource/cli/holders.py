@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from externalresource.cli import arguments
-from externalresource.cli.asking import asked, driver_of
+from externalresource.cli.asking import driver_of, listed
 from externalresource.cli.output import show
 
 if TYPE_CHECKING:
@@ -30,11 +30,8 @@ def status(resource: str, form: str, *, watch: bool, **given: Any) -> None:
     while True:
         if watch:
             click.clear()
-        show(
-            [row(holding) for holding in asked(lambda: list(driver.held()), resource)],
-            form,
-            nothing=f"No {resource} device is held.",
-        )
+        held = listed(resource, driver.held)
+        show([row(holding) for holding in held], form, nothing=f"No {resource} device is held.")
         if not watch:
             return
         time.sleep(1)
@@ -69,8 +66,7 @@ def release(resource: str, *, dead: bool, device: str | None, owner: int | None,
     def struck_out(holding: "Holding") -> bool:
         return named(holding) and may_strike(holding, force=force)
 
-    driver = driver_of(resource, arguments.options(given))
-    dropped = asked(lambda: list(driver.drop(struck_out)), resource)
+    dropped = listed(resource, driver_of(resource, arguments.options(given)).drop, struck_out)
     for holding in dropped:
         click.echo(f"released {holding.claim.token}, held by pid {holding.owner.pid}")
     if not dropped:

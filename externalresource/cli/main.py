@@ -7,10 +7,12 @@ from typing import NoReturn, cast
 
 import click
 
+from externalresource.cli.terminal import columns
 from externalresource.errors import ConfigurationError, ExternalResourceError
 from externalresource.faces import face
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+_WIDEST = 100  # characters in a line of help
 
 _HELP = """Give each process on this host its own GPUs, or any other device.
 
@@ -52,9 +54,7 @@ class _Commands(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
-@click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, help=_HELP
-)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, help=_HELP)
 @click.version_option(package_name="externalresource", message="%(version)s")
 def cli() -> None:
     """Collect the commands."""
@@ -63,7 +63,12 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line; every error is one line on stderr: status 1, or 2 if the arguments are not allowed."""
     try:
-        status = cli.main(sys.argv[1:] or ["--help"], prog_name="externalresource", standalone_mode=False)
+        status = cli.main(
+            sys.argv[1:] or ["--help"],
+            prog_name="externalresource",
+            standalone_mode=False,
+            terminal_width=max(min(columns(), _WIDEST) - 2, 50),  # as click has it, which imports shutil for that
+        )
     except ConfigurationError as error:
         status = _complain(str(error), _USAGE)
     except ExternalResourceError as error:

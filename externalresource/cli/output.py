@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import click
 
 from externalresource.cli.tables import table
+from externalresource.cli.terminal import columns
 from externalresource.errors import ExternalResourceError
 
 
@@ -17,7 +18,7 @@ def show(rows: Sequence[Mapping[str, object]], form: str, *, nothing: str = "") 
     if not rows:
         click.echo(nothing)
         return
-    (heading, *lines), left_out = table(rows, _columns() if sys.stdout.isatty() else None)
+    (heading, *lines), left_out = table(rows, columns() if sys.stdout.isatty() else None)
     click.echo(click.style(heading, bold=True))
     for row, line in zip(rows, lines, strict=True):
         click.echo(click.style(line, dim=True) if row.get("state") == "dead" else line)
@@ -39,9 +40,3 @@ def write(path: str, text: str) -> None:
             file.write(text)
     except OSError as error:
         raise ExternalResourceError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _columns() -> int:
-    import shutil
-
-    return shutil.get_terminal_size().columns

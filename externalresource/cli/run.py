@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from externalresource.cli import arguments
+from externalresource.cli.terminal import Progress
 from externalresource.errors import ConfigurationError, ExternalResourceError
 
 if TYPE_CHECKING:
@@ -84,7 +85,11 @@ def _claimed(resources: Iterable[str], options: Mapping[str, str]) -> "RuntimeCo
 
     amounts = _amounts(resources)
     drivers = {name: create_driver(name, _own_options(name, amounts, options)) for name in amounts}
-    return RuntimeContext({name: (driver, amounts[name]) for name, driver in drivers.items()})
+    with Progress() as progress:
+        if os.isatty(2):  # elsewhere each driver says once in the log that it waits
+            for driver in drivers.values():
+                driver.on_wait = progress.show
+        return RuntimeContext({name: (driver, amounts[name]) for name, driver in drivers.items()})
 
 
 def _amounts(resources: Iterable[str]) -> dict[str, int]:
