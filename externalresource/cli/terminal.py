@@ -26,9 +26,10 @@ def columns(stream: int = 1) -> int:
 
 
 class Progress:
-    """One line on stderr, replaced in place, with the time since this was made."""
+    """One line, on stderr, replaced in place, with the time since this was made."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: int = _STDERR) -> None:
+        self._stream = stream
         self._begin = time.monotonic()
         self._shown = False
 
@@ -43,9 +44,9 @@ class Progress:
     def show(self, reason: str) -> None:
         """Show how long this waits, and why, as far as it fits."""
         text = printable(f"waiting {time.monotonic() - self._begin:.0f} s: {reason}")
-        self._write(text[: columns(_STDERR) - 1])
+        self._write(text[: columns(self._stream) - 1])
         self._shown = True
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):  # the terminal is gone
-            os.write(_STDERR, _CLEAR + text.encode("utf-8", "replace"))
+            os.write(self._stream, _CLEAR + text.encode("utf-8", "replace"))

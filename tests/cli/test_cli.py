@@ -296,7 +296,7 @@ def test_help_shows_examples_line_by_line_and_what_each_command_does(
 
 
 def test_command_is_also_a_module(environment: dict[str, str]) -> None:
-    as_module = [sys.executable, "-m", "externalresource", "statu"]
+    as_module = [sys.executable, "-P", "-m", "externalresource", "statu"]
     done = subprocess.run(as_module, env=environment, capture_output=True, text=True, check=False)
     script = call(environment, "statu")
     assert (done.returncode, done.stdout, done.stderr) == (script.returncode, script.stdout, script.stderr)
