@@ -164,10 +164,12 @@ def test_folder_and_its_files_can_be_taken_in_at_a_glance(folder: Path) -> None:
 def test_framework_knows_no_plugin(module: Module) -> None:
     plugins = {plugin.package for plugin in PLUGINS}
     assert plugins
+    assert not {name.partition(".")[0] for name in imported(module, types=True)} & plugins
+    if module.name == "externalresource.drivers.loading":  # has the table of the names that are ours
+        return
     texts = {node.value for node in ast.walk(module.tree) if isinstance(node, ast.Constant)}
     named = {plugin for plugin in plugins for text in texts if isinstance(text, str) and plugin in text}
     assert not named
-    assert not {name.partition(".")[0] for name in imported(module, types=True)} & plugins
 
 
 def test_template_is_held_to_the_rules_for_plugins() -> None:

@@ -5,8 +5,8 @@ third of what the rest of the script does, and Flink's protocol (the word `null`
 documentation) would fight it.
 """
 
+from externalresource.api import record
 from externalresource.errors import ConfigurationError, did_you_mean
-from externalresource.records import record
 from externalresource_gpu import backends
 
 TYPE_CHECKING = False
