@@ -278,14 +278,22 @@ def check_all_is_free(path: str) -> None:
 
 
 ENDS = {"killed": kill_at, "owner killed": kill_owner_at}
+ALWAYS = "claim among others"  # the other scenes take minutes: scripts/test --sweep
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-@pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES)
+@pytest.mark.parametrize(
+    "scene",
+    [
+        pytest.param(scene, id=name, marks=[] if name == ALWAYS else [pytest.mark.sweep])
+        for name, scene in SCENES.items()
+    ],
+)
 def test_death_at_any_call_doubles_and_loses_nothing(scene: Scene, end: End, tmp_path: Path) -> None:
     assert swept(scene, tmp_path, end) > 20
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 @pytest.mark.parametrize("scene", ["claim among others", "claim and release in process"])
 def test_death_at_any_call_in_a_container_doubles_and_loses_nothing(scene: str, end: End, tmp_path: Path) -> None:
