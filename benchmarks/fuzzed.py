@@ -22,6 +22,7 @@ from externalresource_gpu.device import Device
 from externalresource_gpu.script import dialects
 from externalresource_gpu.script.options import OPTIONS, PREFIX, Options
 from mutations import ODD
+from seeds import ANSWERS, ANSWERS_OF_CHILD, APPS, CHILD, LIST, MACHINE, MASKS, MATRIX, ROWS, XML, uuid
 
 _RECORDINGS = Path(__file__).parents[2] / "shared" / "data" / "nvidia-smi"
 _LARGEST = 4096  # bytes of a recording that is changed again and again
@@ -39,133 +40,16 @@ class Parser:
     weight: int = 8
 
 
-def _uuid(digit: int) -> str:
-    return f"GPU-{digit:08x}-293f-58c9-8f8c-5ea666eedbde"
-
-
-_ROWS = (
-    (
-        f"None, Disabled, 0, {_uuid(1)}, 00000000:1B:00.0, 81559, 19818, Default, 0, 33, NVIDIA H100 80GB HBM3\n"
-        f"Reset, Disabled, 1, {_uuid(2)}, 00000000:43:00.0, 81559, 0, Default, [GPU requires reset], "
-        "[GPU requires reset], NVIDIA H100 80GB HBM3\n"
-    ),
-    f"None, Enabled, 0, {_uuid(1)}, 00000000:00:09.0, 81559, 59, Default, [N/A], 30, NVIDIA H100 80GB HBM3\n",
-    f"[N/A], [N/A], 0, {_uuid(1)}, 0000000F:01:00.0, [N/A], [N/A], Default, 0, 41, NVIDIA GB10\n",
-    (
-        f"[N/A], [N/A], 0, {_uuid(1)}, 00000000:17:00.0, 23028, 4, Exclusive_Process, 0, 30, NVIDIA A10\n"
-        f"[N/A], [N/A], 2, {_uuid(3)}, 00000000:B1:00.0, 40960, 0, Prohibited, 0, 30, NVIDIA A100-PCIE-40GB\n"
-        "Unable to determine the device handle for GPU1: 0000:02:00.0: GPU is lost.  Reboot the system\n"
-    ),
-    "WARNING: infoROM is corrupted at gpu 0008:00:00.0\n",
-    'Field "gpu_recovery_action" is not a valid field to query.\n',
-    "No devices were found\n",
-)
-_LIST = (
-    (
-        f"GPU 0: NVIDIA H100 80GB HBM3 (UUID: {_uuid(1)})\n"
-        "  MIG 3g.40gb     Device  0: (UUID: MIG-7089d0f3-293f-58c9-8f8c-5ea666eedbde)\n"
-        "  MIG 1c.3g.40gb  Device  2: (UUID: MIG-7089d0f4-293f-58c9-8f8c-5ea666eedbde)\n"
-        f"GPU 1: NVIDIA H100 80GB HBM3 (UUID: {_uuid(2)})\n"
-    ),
-    (
-        f"GPU 0: A100-SXM4-40GB (UUID: {_uuid(1)})\n"
-        f"  MIG 1g.5gb Device 0: (UUID: MIG-{_uuid(1)}/7/0)\n"
-        f"  MIG Device 1: (UUID: MIG-{_uuid(1)}/8/0)\n"
-    ),
-)
-_XML = (
-    (
-        '<?xml version="1.0" ?>\n<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v12.dtd">\n<nvidia_smi_log>\n'
-        f'<gpu id="00000000:1B:00.0">\n<uuid>{_uuid(1)}</uuid>\n<mig_devices>\n<mig_device>\n<index>0</index>\n'
-        "<gpu_instance_id>2</gpu_instance_id>\n<compute_instance_id>0</compute_instance_id>\n"
-        "<fb_memory_usage>\n<total>19968 MiB</total>\n<used>12 MiB</used>\n</fb_memory_usage>\n"
-        "</mig_device>\n</mig_devices>\n</gpu>\n</nvidia_smi_log>\n"
-    ),
-)
-_APPS = (
-    f"{_uuid(1)}, 1234, 512\n{_uuid(1)}, 17, [N/A]\n{_uuid(2)}, 99, 18446744073709551615\n",
-    f"{_uuid(1)}, [N/A], [Insufficient Permissions]\n",
-    "No running processes found\n",
-)
-_MATRIX = (
-    (
-        "\t\x1b[4mGPU0\tGPU1\tGPU2\tNIC0\tCPU Affinity\tNUMA Affinity\x1b[0m\n"
-        "GPU0\t X \tNV12\tSYS\tPXB\t0-13,28-41\t0\nGPU1\tNV12\t X \tNODE\tSYS\t0-13,28-41\t0\n"
-        "GPU2\tSYS\tNODE\t X \tSYS\t14-27\t1\nNIC0\tPXB\tSYS\tSYS\t X \n\nLegend:\n"
-    ),
-)
-_ANSWERS_OF_CHILD: tuple[dict[str, Any], ...] = (
-    {
-        "gpus": [
-            {
-                "index": 0,
-                "failures": [],
-                "mig_mode": 1,
-                "uuid": _uuid(1),
-                "bus_id": "00000000:1B:00.0",
-                "memory": [85520809984, 61865984],
-                "compute_mode": 0,
-                "name": "NVIDIA H100 80GB HBM3",
-                "instances": [
-                    {
-                        "mig_index": 0,
-                        "failures": [],
-                        "uuid": "MIG-7089d0f3",
-                        "memory": [42, 17],
-                        "name": "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
-                        "gpu_instance": 2,
-                        "compute_instance": 0,
-                        "attributes": [3, 3, 40192],
-                    }
-                ],
-                "recovery_action": 0,
-                "processes": [[1234, 536870912], [17, None]],
-            },
-            {"index": 1, "failures": [15]},
-            {"index": 2, "failures": [4, 999], "uuid": _uuid(3), "bus_id": "00000000:43:00.0", "unlisted": 3},
-        ],
-        "levels": [[0, 2, 50]],
-        "nvlinks": [[0, ["00000000:43:00.0", "switch"]], [2, ["00000000:1B:00.0", "switch"]]],
-    },
-    {"call": "nvmlInit", "code": 9},
-    {"no_pynvml": "No module named 'pynvml'"},
-)
-_CHILD = tuple(f"\n{json.dumps(answer)}\n" for answer in _ANSWERS_OF_CHILD)
 _KEPT = ("gpus", "failures", "index", "mig_index")  # by the child, whatever a GPU does not tell
 _COUNTED = ("index", "mig_index", "levels", "nvlinks")  # by the child itself
 _CHANGED = 0.15  # of the values of a record
-_MACHINE = (
-    (
-        "each: {name: NVIDIA A100, memory_total: 40960, numa_node: 0}\ngpus:\n  - pci_bus_id: 00000000:47:00.0\n"
-        "    mig_mode: Enabled\n    processes: [{pid: 4194305, memory: 538}]\n    instances:\n"
-        "      - {profile: 1g.5gb, mig_index: 2, gpu_instance: 9, compute_instance: 0, memory_total: 4864}\n"
-        f"  - {{uuid: {_uuid(2)}, unusable: GPU is lost, processes: unknown}}\n"
-        "links:\n  GPU0: X NV12\n  GPU1: NV12 X\ndriver: {slow: 2.5, fails: 9}\n"
-    ),
-    "gpus:\n- index: 2\n  name: 'Tesla T4'\n  compute_mode: Prohibited\nlinks: SYS\ndriver: hangs\n",
-    "&a [*a]\n",
-    "%YAML 1.2\n---\ngpus: !!seq []\n...\n",
-)
-_MASKS = (
-    "0,1,2",
-    " 1 , 0 ",
-    "2, +3, -0, 5",
-    "1gpu2,2ampere",
-    f"{_uuid(1)},{_uuid(3)}",
-    "GPU-0000000,GPU-00000003",
-    f"MIG-{_uuid(2)}/7/0",
-    "MIG-7089d0f3-293f-58c9-8f8c-5ea666eedbde,MIG-7089d0f4-293f-58c9-8f8c-5ea666eedbde",
-    "NoDevFiles",
-    "",
-)
 _WORDS = (
     "2\n--enable-coordination-mode\n--coordination-file=/tmp/claims\n--backend\nnvml\n--format=spark\nnull",
     *(f"1\n--{option.name}=1" if option.value else f"--{option.name}\n1" for option in OPTIONS.values()),
     f"{PREFIX}AMOUNT=2\n{PREFIX}POLICY=pack\n{PREFIX}LIST=true",
     "2\n--policy\nconnected\n--mig\n1g.10gb\n--min-memory\n40000\n--foreign-use\nexclude\n--timeout\n0.5\n--wait=60",
 )
-_REQUESTS = tuple(f"{mask}\n{rows}" for mask in (*_MASKS, "0", "0,1,2,3") for rows in _ROWS)
-_ANSWERS = ("0,1,2\n", f"{_uuid(1)},{_uuid(2)},2\n", "MIG-7089d0f3-293f-58c9-8f8c-5ea666eedbde,1,0", "\n0 , 1,2\n\n")
+_REQUESTS = tuple(f"{mask}\n{rows}" for mask in (*MASKS, "0", "0,1,2,3") for rows in ROWS)
 
 
 def _no_node(_bus_id: str) -> None:
@@ -207,27 +91,27 @@ def is_line(text: str) -> bool:
 
 
 _HOST = [
-    Device(0, uuid=_uuid(1), name="NVIDIA A100", mig_mode="Enabled"),
-    Device(1, uuid=_uuid(2), name="NVIDIA A100", mig_mode="Enabled"),
+    Device(0, uuid=uuid(1), name="NVIDIA A100", mig_mode="Enabled"),
+    Device(1, uuid=uuid(2), name="NVIDIA A100", mig_mode="Enabled"),
 ]
-_WHOLE = [Device(index, uuid=_uuid(index + 1), name="NVIDIA A100") for index in range(6)]
+_WHOLE = [Device(index, uuid=uuid(index + 1), name="NVIDIA A100") for index in range(6)]
 _HOSTS = (
     _WHOLE,
     [_WHOLE[0], Device(1, unusable="GPU is lost"), *_WHOLE[3:]],
-    [*mig_listing.attach(_HOST, _LIST[0], _XML[0]), *_WHOLE[2:]],
+    [*mig_listing.attach(_HOST, LIST[0], XML[0]), *_WHOLE[2:]],
 )
 
 
 def _read_list(text: str) -> object:
     mig_listing.parse(text)
-    devices = mig_listing.attach(_HOST, text, _XML[0])
+    devices = mig_listing.attach(_HOST, text, XML[0])
     _check(devices)
     return _kind(devices)
 
 
 def _read_xml(text: str) -> object:
     mig_listing.parse_xml(text)
-    devices = mig_listing.attach(_HOST, _LIST[0], text)
+    devices = mig_listing.attach(_HOST, LIST[0], text)
     _check(devices)
     return _kind(devices)
 
@@ -248,7 +132,7 @@ def _read_matrix(text: str) -> object:
 def _read_child(text: str) -> object:
     """Read what the child process printed, cut off or mixed with what others print. Its own line it prints whole."""
     try:
-        ours = json.loads(text.splitlines()[-1]) in _ANSWERS_OF_CHILD
+        ours = json.loads(text.splitlines()[-1]) in ANSWERS_OF_CHILD
     except (ValueError, LookupError, RecursionError):
         ours = True  # or nobody's
     return _kind(_told(nvml.read(0, text, ""))) if ours else "another's"
@@ -256,7 +140,7 @@ def _read_child(text: str) -> object:
 
 def _read_records(text: str) -> object:
     """Read what the child process may tell: of each value there is any, and what need not be there may be missing."""
-    return _kind(_told(_varied(_ANSWERS_OF_CHILD[0], random.Random(text))))
+    return _kind(_told(_varied(ANSWERS_OF_CHILD[0], random.Random(text))))
 
 
 def _told(answer: dict[str, Any]) -> list[Device]:
@@ -347,7 +231,7 @@ def _read_request(text: str) -> object:
     """Choose of the devices of a listing, whose first line is a mask, by each policy."""
     first, _, rows = text.partition("\n")
     mask = " ".join(first.split())  # it stands in the reason why a device is hidden
-    gpus = mig_listing.attach(_rows(rows), _LIST[0], _XML[0])
+    gpus = mig_listing.attach(_rows(rows), LIST[0], XML[0])
     shown = masks.visible(mask, gpus, one_instance=False)
     found = candidates.usable(candidates.listed(gpus, shown, candidates.Wanted(mask=mask)), shown, 1)
     for policy in policies.POLICIES:
@@ -374,20 +258,20 @@ def _kind(devices: Sequence[Device]) -> object:
 def parsers(folder: str) -> list[Parser]:
     """Return all; those of files write into the folder."""
     return [
-        Parser("nvidia-smi --query-gpu", _ROWS, _read_rows),
-        Parser("nvidia-smi -L", [*_LIST, *_recorded("list")], _read_list),
-        Parser("nvidia-smi -q -x", _XML, _read_xml),
-        Parser("nvidia-smi topo -m", [*_MATRIX, *_recorded("topo")], _read_matrix),
-        Parser("nvidia-smi --query-compute-apps", _APPS, _read_apps),
-        Parser("NVML's child process", _CHILD, _read_child),
-        Parser("NVML's records", _CHILD, _read_records),
-        Parser("CUDA_VISIBLE_DEVICES", _MASKS, _read_mask, weight=16),
+        Parser("nvidia-smi --query-gpu", ROWS, _read_rows),
+        Parser("nvidia-smi -L", [*LIST, *_recorded("list")], _read_list),
+        Parser("nvidia-smi -q -x", XML, _read_xml),
+        Parser("nvidia-smi topo -m", [*MATRIX, *_recorded("topo")], _read_matrix),
+        Parser("nvidia-smi --query-compute-apps", APPS, _read_apps),
+        Parser("NVML's child process", CHILD, _read_child),
+        Parser("NVML's records", CHILD, _read_records),
+        Parser("CUDA_VISIBLE_DEVICES", MASKS, _read_mask, weight=16),
         Parser("options", _WORDS, _read_options),
-        Parser("a foreign script's answer", _ANSWERS, _read_answer),
-        Parser("dialects, there and back", _ROWS, _read_dialects),
+        Parser("a foreign script's answer", ANSWERS, _read_answer),
+        Parser("dialects, there and back", ROWS, _read_dialects),
         Parser("from mask and rows to a grant", _REQUESTS, _read_request),
-        Parser("a machine's file", [*_MACHINE, *_shipped()], partial(_read_machine, folder), weight=1),
-        Parser("recording, there and back", _ROWS, partial(_read_recorded, folder), weight=1),
+        Parser("a machine's file", [*MACHINE, *_shipped()], partial(_read_machine, folder), weight=1),
+        Parser("recording, there and back", ROWS, partial(_read_recorded, folder), weight=1),
     ]
 
 
