@@ -39,7 +39,7 @@ def listed(gpus: "Sequence[Device]", shown: "Sequence[Device]", wanted: Wanted) 
         reason = device.unusable or gpu.unusable or _not_wanted(device, wanted)
         if reason is None and device.place not in places:
             reason = f"hidden by CUDA_VISIBLE_DEVICES={_short(wanted.mask or '')}"
-        return replace(device, unusable=reason)
+        return device if reason == device.unusable else replace(device, unusable=reason)
 
     return [judged(gpu, device) for gpu in gpus for device in (gpu, *gpu.instances)]
 

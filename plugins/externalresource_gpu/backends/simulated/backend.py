@@ -39,9 +39,11 @@ class Simulated:
         if self._number is None:
             found = self._ask(deadline)
         else:
-            found = made_up.count(self._number)
+            found = made_up.count(self._number, processes=() if self._processes else None)
             self._links = made_up.count_links(self._number) if self._topology else {}
-        return found if self._processes else [replace(device, processes=None) for device in found]
+        if self._processes:
+            return found
+        return [device if device.processes is None else replace(device, processes=None) for device in found]
 
     def links(self, deadline: float) -> "Links":  # noqa: ARG002 - they are known with the devices
         return dict(self._links)

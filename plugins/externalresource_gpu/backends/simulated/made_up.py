@@ -40,7 +40,7 @@ def instance_uuid(machine: str, index: int, mig_index: int) -> str:
     return f"MIG-5100{index:04x}-{mig_index:04x}-5000-9000-{zlib.crc32(machine.encode()):012x}"
 
 
-def count(number: int) -> list[Device]:
+def count(number: int, processes: tuple[()] | None = ()) -> list[Device]:
     """Return as many idle A100, half of them on each of two NUMA nodes."""
     return [
         Device(
@@ -53,7 +53,7 @@ def count(number: int) -> list[Device]:
             compute_mode="Default",
             mig_mode="Disabled",
             numa_node=2 * index // number,
-            processes=(),
+            processes=processes,
         )
         for index in range(number)
     ]
