@@ -1,4 +1,4 @@
-"""A library that stands in for NVML beneath the real pynvml: tests/gpu/nvml_stub.c, compiled."""
+"""A library that stands in for NVML beneath the real pynvml: nvml_stub.c, compiled."""
 
 import shutil
 import subprocess

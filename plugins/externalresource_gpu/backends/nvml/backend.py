@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from externalresource_gpu.choosing.topology import Links
     from externalresource_gpu.device import Device, Process
 
+#: Not with `-m`, which imports runpy and importlib.util first.
+_PROGRAM = "from externalresource_gpu.backends.nvml.child import main; main()"
 _COMPUTE_MODES = {0: "Default", 1: "Exclusive_Thread", 2: "Prohibited", 3: "Exclusive_Process"}
 _MIG_MODES = {0: "Disabled", 1: "Enabled"}
 _RECOVERY_ACTIONS = {1: "Reset", 2: "Reboot", 4: "Drain and Reset", 6: "Bus Reset", 7: "System Reboot"}
@@ -40,7 +42,7 @@ class Nvml:
         processes: bool = False,
     ) -> None:
         words = [*["topology"] * topology, *["processes"] * processes]
-        self._argv = [python or interpreter(), "-P", "-m", "externalresource_gpu.backends.nvml.child", *words]
+        self._argv = [python or interpreter(), "-P", "-c", _PROGRAM, *words]
         self._bound, self._numa_node = bound, numa_node  # where the driver lists its GPUs, and Linux their NUMA nodes
         self._query: Query | None = None
         self._links: Links = {}

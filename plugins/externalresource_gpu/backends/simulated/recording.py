@@ -2,7 +2,7 @@
 
 What a driver says and such a file cannot is left out, so that it can be read whatever the driver said.
 
-docs/simulate.md has the format; what reads it is backends/simulated_machine.py.
+docs/simulate.md has the format; machine_file.py reads it.
 """
 
 import re
