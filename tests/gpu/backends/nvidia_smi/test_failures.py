@@ -1,6 +1,7 @@
 """How nvidia-smi fails."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -128,14 +129,22 @@ def test_hang_ends_at_the_deadline_and_says_after_how_long(stand_in: StandIn) ->
         stand_in("time.sleep(600)").devices(soon(0.3))
 
 
-def test_answer_counts_although_the_status_is_lost(stand_in: StandIn) -> None:
+@pytest.fixture
+def nobodys_status() -> Iterator[None]:
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # now the kernel collects whoever ends
-    try:
-        assert [device.index for device in stand_in(f'print("{row()}")').devices(soon())] == [0]
-        with pytest.raises(DiscoveryError):
-            stand_in("pass").devices(soon())
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("nobodys_status")
+def test_complete_answer_counts_where_the_status_is_lost(stand_in: StandIn) -> None:
+    assert len(stand_in(f'print("{row()}")').devices(soon())) == 1
+
+
+@pytest.mark.usefixtures("nobodys_status")
+def test_answer_without_its_end_is_an_error_where_the_status_is_lost(stand_in: StandIn) -> None:
+    with pytest.raises(DiscoveryError, match="nvidia-smi ended, and how is unknown"):
+        stand_in(f'print("{row()}", end="")').devices(soon())
 
 
 def test_second_query_is_under_the_same_deadline(stand_in: StandIn) -> None:
