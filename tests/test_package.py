@@ -32,6 +32,18 @@ def test_importing_the_package_imports_none_of_its_rooms() -> None:
     assert printed(code) == "externalresource.faces"
 
 
+def test_claim_is_there_before_what_only_the_call_needs() -> None:
+    costly = "{'dataclasses', 'importlib.metadata', 'json', 'logging', 'multiprocessing', 're', 'typing'}"
+    code = f"""
+import sys
+before = {{*sys.modules}}
+import externalresource
+externalresource.claim
+print(*sorted(name for name in {{*sys.modules}} - before if name in {costly} or "." in name and "externalr" in name))
+"""
+    assert printed(code) == "externalresource.context externalresource.errors externalresource.faces"
+
+
 def test_error_is_imported_without_any_library() -> None:
     libraries = "{'click', 'filelock', 'pluggy', 'pynvml', 'yaml'}"
     assert (
