@@ -1,5 +1,7 @@
 """The command `externalresource`: its commands, each imported when it is used; its errors and its exit status."""
 
+import atexit
+import contextlib
 import errno
 import os
 import sys
@@ -80,9 +82,17 @@ def main() -> NoReturn:
     except OSError as error:
         if error.errno != errno.EPIPE:  # the reader had enough, as in `externalresource status | head -1`
             _complain(f"cannot write the answer: {error.strerror}", _FAILED)
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for what the interpreter flushes at its end
         status = _FAILED
-    sys.exit(status)
+    _leave(status or 0)
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process as sys.exit does, but for taking each module apart, which takes a tenth of a short command."""
+    atexit._run_exitfuncs()  # noqa: SLF001 - a driver may have left something for the end
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
 
 
 def _complain(message: str, status: int) -> int:

@@ -195,6 +195,21 @@ def test_driver_that_breaks_is_one_line(environment: dict[str, str], tmp_path: P
     assert done.stderr == f"externalresource: the driver of 'breaking_driver:Factory' failed: ValueError: {cause}\n"
 
 
+def test_what_a_driver_left_for_the_end_is_done(environment: dict[str, str], tmp_path: Path) -> None:
+    text = "import atexit\nfrom breaking_driver import Factory\natexit.register(print, 'at the end', end='')\n"
+    (tmp_path / "tidy.py").write_text(text, encoding="ascii")
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1] / "support")])
+    done = call(environment | {"PYTHONPATH": path}, "status", "tidy:Factory")
+    assert (done.returncode, done.stdout) == (1, "at the end")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_stream_that_is_closed_changes_no_status(environment: dict[str, str], closed: str) -> None:
+    for words, status in (("status", 0), ("run gpu=3 -- true", 125)):
+        done = subprocess.run(["sh", "-c", f"'{COMMAND}' {words} {closed}"], env=environment, check=False)
+        assert done.returncode == status
+
+
 def test_a_reader_who_had_enough_is_no_error(environment: dict[str, str]) -> None:
     pipeline = f"'{COMMAND}' discover --simulate 1024 | head -n 1"
     done = subprocess.run(["bash", "-c", pipeline], env=environment, capture_output=True, text=True, check=False)
