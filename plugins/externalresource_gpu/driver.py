@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from externalresource.api import Grants, Option
     from externalresource.coordination import Coordination, Holding, Owner
     from externalresource_gpu.device import Device
-    from externalresource_gpu.foreign_script import ScriptDriver
 
 _DEFAULT_TIMEOUT = "10"  # seconds, as in Flink
 _PATH, _ARGS, _TIMEOUT = (f"discovery-script.{name}" for name in ("path", "args", "timeout"))
@@ -42,8 +41,6 @@ class GPUDriver(ExternalResourceDriver):
             "NUMA": ("numa_node",),
         }
     )
-
-    on_wait: Callable[[str], None] | None = None
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = words
@@ -186,7 +183,7 @@ class GPUDriverFactory:
         ]
 
     @hookimpl
-    def create_external_resource_driver(self, options: Mapping[str, str]) -> "GPUDriver | ScriptDriver":
+    def create_external_resource_driver(self, options: Mapping[str, str]) -> ExternalResourceDriver:
         _check_names(options)
         words = [*_split(options.get(_ARGS, "")), *_words(options)]
         timeout = seconds(_TIMEOUT, options.get(_TIMEOUT, _DEFAULT_TIMEOUT))

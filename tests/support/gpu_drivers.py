@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from externalresource.api import ExternalResourceInfo
+from externalresource.api import ExternalResourceDriver, ExternalResourceInfo
 from externalresource.errors import ConfigurationError, ExternalResourceError
-from externalresource_gpu.driver import GPUDriver, GPUDriverFactory
-from externalresource_gpu.foreign_script import ScriptDriver
+from externalresource_gpu.driver import GPUDriverFactory
 
 INSTALLED = Path(sysconfig.get_path("scripts")) / "nvidia-gpu-discovery"
 COORDINATED = {"simulate": "4", "enable-coordination-mode": "true"}
@@ -56,12 +55,12 @@ class Scripts:
         return str(path)
 
 
-def created(options: dict[str, str]) -> GPUDriver | ScriptDriver:
+def created(options: dict[str, str]) -> ExternalResourceDriver:
     """Return the driver of these options."""
     return GPUDriverFactory().create_external_resource_driver(options)
 
 
-def foreign(path: str, **options: str) -> GPUDriver | ScriptDriver:
+def foreign(path: str, **options: str) -> ExternalResourceDriver:
     """Return the driver of that script; `args` and `timeout` are those of discovery-script."""
     given = {f"discovery-script.{name}": value for name, value in options.items()}
     return created({"discovery-script.path": path} | given)
@@ -71,7 +70,7 @@ def values(infos: Iterable[ExternalResourceInfo], key: str = "index") -> list[st
     return sorted((info.get_property(key) for info in infos), key=str)
 
 
-def retrieved(driver: GPUDriver | ScriptDriver, amount: int) -> list[str | None]:
+def retrieved(driver: ExternalResourceDriver, amount: int) -> list[str | None]:
     return values(driver.retrieve_resource_info(amount))
 
 
@@ -84,7 +83,7 @@ def mine(*tokens: str) -> list[tuple[str, int]]:
     return [(token, os.getpid()) for token in tokens]
 
 
-def failure(driver: GPUDriver | ScriptDriver, amount: int = 2) -> str:
+def failure(driver: ExternalResourceDriver, amount: int = 2) -> str:
     with pytest.raises(ExternalResourceError) as caught:
         driver.retrieve_resource_info(amount)
     return one_line(caught.value)

@@ -5,9 +5,12 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import externalresource
+import externalresource_gpu
 from tests.support.discovery_host import COORDINATED, INSTALLED, MODULE, Host
 
 # ---- protocol -------------------------------------------------------------------------------------
@@ -170,36 +173,51 @@ def test_amount_beyond_what_is_free_is_refused_with_who_holds_the_rest(
 # ---- cost -----------------------------------------------------------------------------------------
 
 
+SOURCE = os.pathsep.join(str(Path(package.__path__[0]).parent) for package in (externalresource, externalresource_gpu))
+
 # Says what was imported, and when nvidia-smi was started.
 IMPORTS = """
 import sys
+from pathlib import Path
 before, events = set(sys.modules), []
 sys.addaudithook(lambda event, values: events.append(f"{event} {values[0]}"))
 import os
 from externalresource_gpu.script import main
 status = main._run(sys.argv[1:], os.getppid())
-events = [event for event in events if event in ("os.posix_spawn nvidia-smi", "import filelock")]
+events = [event for event in events if event in ("os.posix_spawn nvidia-smi", "import externalresource.coordination")]
 print(",".join(events), file=sys.stderr)
 print(",".join(set(sys.modules) - before), file=sys.stderr)
 sys.exit(status)
 """
 
 
+# What takes a millisecond or more: the whole script takes some twenty.
+COSTLY = {
+    *("argparse", "click", "dataclasses", "filelock", "importlib.metadata", "inspect", "logging", "pathlib", "pluggy"),
+    *("pynvml", "secrets", "subprocess", "typing", "urllib", "yaml"),
+}
+
+
 def imports(host: Host, *words: str) -> tuple[list[str], set[str]]:
     # Coverage would import half of the standard library by itself.
     host.environment = {name: value for name, value in host.environment.items() if not name.startswith("COVERAGE")}
-    answer = host.ask("1", *words, command=[sys.executable, "-P", "-c", IMPORTS])
+    answer = host.ask("1", *words, command=[sys.executable, "-SsP", "-c", IMPORTS], PYTHONPATH=SOURCE)
     assert (answer.status, answer.out) == (0, "0\n")
     events, modules = answer.err.splitlines()
     return events.split(","), set(modules.split(","))
 
 
-def test_coordination_imports_nothing_that_costs(host: Host) -> None:
-    _, modules = imports(host, *COORDINATED)
-    costly = {"click", "pluggy", "yaml", "pynvml", "importlib.metadata", "argparse", "subprocess", "filelock"}
-    assert modules & {*costly, "typing", "dataclasses", "inspect", "logging", "pathlib"} == set()
+@pytest.mark.parametrize("words", [COORDINATED, ("--backend=nvidia-smi",)], ids=["coordinated", ""])
+def test_script_imports_nothing_that_costs(host: Host, words: tuple[str, ...]) -> None:
+    _, modules = imports(host, *words)
+    assert modules & COSTLY == set()
 
 
-def test_without_coordination_nothing_of_it_is_imported(host: Host) -> None:
-    _, modules = imports(host, "--backend=nvidia-smi")
-    assert "externalresource.coordination" not in modules
+def test_nvidia_smi_is_started_before_coordination_is_imported(host: Host) -> None:
+    events, _ = imports(host, *COORDINATED)
+    assert events == ["os.posix_spawn nvidia-smi", "import externalresource.coordination"]
+
+
+def test_without_coordination_it_is_not_imported(host: Host) -> None:
+    events, _ = imports(host, "--backend=nvidia-smi")
+    assert events == ["os.posix_spawn nvidia-smi"]
