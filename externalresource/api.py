@@ -1,4 +1,4 @@
-"""What the author of a driver imports: `driver` and `Device`, or the hook and the protocols that stand behind them.
+"""What the author of a driver imports: `driver` and `Device`, or the hook and the base class that stand behind them.
 
 The names are resolved when they are first used (PEP 562): a driver pays for what it needs.
 """
@@ -8,7 +8,7 @@ from externalresource.faces import face
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from externalresource.coordination.own_claims import Grants
-    from externalresource.drivers.child import Child, Overdue
+    from externalresource.drivers.child import LONGEST, Child, Overdue
     from externalresource.drivers.contract import (
         API_VERSION,
         Described,
@@ -19,14 +19,17 @@ if TYPE_CHECKING:
         Versioned,
         hookimpl,
     )
+    from externalresource.drivers.device import Device, info_of
     from externalresource.drivers.discovery_script import Ended, find_script, run_script
-    from externalresource.drivers.enumerated import Device, DeviceInfo, driver
+    from externalresource.drivers.enumerated import driver
+    from externalresource.drivers.infos import DeviceInfo, order
     from externalresource.drivers.options import Option
     from externalresource.records import record, replace
     from externalresource.yaml_nodes import YamlNode, read_text, read_yaml
 
 __all__ = [
     "API_VERSION",
+    "LONGEST",
     "Child",
     "Described",
     "Device",
@@ -44,6 +47,8 @@ __all__ = [
     "driver",
     "find_script",
     "hookimpl",
+    "info_of",
+    "order",
     "read_text",
     "read_yaml",
     "record",
@@ -52,8 +57,10 @@ __all__ = [
 ]
 
 _HOME = {
-    **dict.fromkeys(("Child", "Overdue"), "drivers.child"),
-    **dict.fromkeys(("Device", "DeviceInfo", "driver"), "drivers.enumerated"),
+    **dict.fromkeys(("LONGEST", "Child", "Overdue"), "drivers.child"),
+    **dict.fromkeys(("Device", "info_of"), "drivers.device"),
+    **dict.fromkeys(("DeviceInfo", "order"), "drivers.infos"),
+    "driver": "drivers.enumerated",
     **dict.fromkeys(("Ended", "find_script", "run_script"), "drivers.discovery_script"),
     "Grants": "coordination.own_claims",
     "Option": "drivers.options",

@@ -29,6 +29,11 @@ class NotEnoughDevicesError(ExternalResourceError):
     """Fewer devices than wanted exist here or are free now."""
 
 
+def too_few(wanted: int, here: int) -> NotEnoughDevicesError:
+    """Return the error that no other process has to do with."""
+    return NotEnoughDevicesError(f"{wanted} wanted, this host has {here}")
+
+
 def cause(error: BaseException) -> str:
     """Return what foreign code raised, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

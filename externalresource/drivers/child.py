@@ -13,6 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing and collections.abc would be imported before nvidia-smi has started
     from collections.abc import Mapping, Sequence
 
+LONGEST = 86400.0  # seconds: more is no deadline, and a mistake
 _KEPT = 1 << 20  # bytes kept of each stream: more is read, so that the child can go on, and dropped
 _READ = 1 << 16
 _SIGCHLD = 17  # of each Linux that Python is made for; the module signal costs 3 ms

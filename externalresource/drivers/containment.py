@@ -22,6 +22,8 @@ def watched(seconds: float, what: str) -> Iterator[None]:
         yield
     finally:
         watch.cancel()
+        with suppress(RuntimeError):
+            watch.join()  # or a fork would find a second thread
 
 
 def _warn(message: str) -> None:

@@ -2,17 +2,19 @@
 
 import inspect
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from externalresource.coordination import Claim, Coordination, Holding, Owner, first
 from externalresource.coordination.own_claims import Grants
 from externalresource.drivers import options as option_parser
+from externalresource.drivers.child import LONGEST
 from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, hookimpl
+from externalresource.drivers.device import Device, info_of
+from externalresource.drivers.infos import DeviceInfo, order
 from externalresource.drivers.options import Option
 from externalresource.errors import (
     ConfigurationError,
@@ -20,65 +22,14 @@ from externalresource.errors import (
     ExternalResourceError,
     NotEnoughDevicesError,
     PluginError,
+    too_few,
 )
 
-_LONGEST = 86400.0  # seconds
 _FRESH = 1.0  # seconds for which a process that waits believes what it has seen
 _OWN_SHARE = 0.9  # of the time is for the enumeration itself: what it says then comes before our own verdict
 
 #: Makes the variables of a process of those that its devices have, joined by commas.
 Completing = Callable[[Mapping[str, str]], Mapping[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """One device as a driver enumerates it. What is not known is left out."""
-
-    #: What operators know it by, and the coordination file if it has no UUID.
-    index: str
-    #: The same on the host and in every container, whatever the index is there.
-    uuid: str | None = None
-    #: All else that operators may ask for: `name`, `numa_node`, ...
-    properties: Mapping[str, str] = field(default_factory=dict)
-    #: Variables for a process that uses it; of several devices the values are joined by commas.
-    environment: Mapping[str, str] = field(default_factory=dict)
-    #: Why it must not be handed out; None if nothing speaks against it.
-    unusable: str | None = None
-    #: The device that this is a slice of, if it is one: the two exclude each other.
-    parent_uuid: str | None = None
-    parent_token: str | None = None
-
-    @property
-    def token(self) -> str:
-        return self.index
-
-
-class DeviceInfo:
-    """A device as an operator sees it. Two infos are equal if all their properties are."""
-
-    __slots__ = ("_properties", "environment")
-
-    def __init__(self, device: Device) -> None:
-        own = {"index": device.index, "unusable": device.unusable, "uuid": device.uuid}
-        self._properties = {
-            key: value for key, value in {**own, **device.properties, **own}.items() if value is not None
-        }
-        self.environment = dict(device.environment)
-
-    def get_property(self, key: str) -> str | None:
-        return self._properties.get(key)
-
-    def get_keys(self) -> Collection[str]:
-        return tuple(self._properties)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, DeviceInfo) and self._properties == other._properties
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._properties.items()))
-
-    def __repr__(self) -> str:
-        return f"DeviceInfo({self._properties})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +47,10 @@ class Common:
     def __post_init__(self) -> None:
         if self.coordination_file is not None and not os.path.isabs(self.coordination_file):
             raise ValueError(f"option 'coordination-file' must be an absolute path, not {self.coordination_file!r}")
-        if not 0 <= self.wait <= _LONGEST:
-            raise ValueError(f"option 'wait' must be a number of seconds from 0 to {_LONGEST:g}, not {self.wait:g}")
-        if not 0 < self.timeout <= _LONGEST:
-            raise ValueError(f"option 'timeout' must be a number of seconds up to {_LONGEST:g}, not {self.timeout:g}")
+        if not 0 <= self.wait <= LONGEST:
+            raise ValueError(f"option 'wait' must be a number of seconds from 0 to {LONGEST:g}, not {self.wait:g}")
+        if not 0 < self.timeout <= LONGEST:
+            raise ValueError(f"option 'timeout' must be a number of seconds up to {LONGEST:g}, not {self.timeout:g}")
 
 
 class DriverFactory:
@@ -193,11 +144,11 @@ class DeviceDriver(ExternalResourceDriver):
         if not (coordinated and self._options.wait):  # what is not usable now may be so once its owner is gone
             devices = _usable(self._class, devices, amount)
         chosen = self._claim(devices, amount, deadline) if coordinated else first(devices, (), amount)
-        return {DeviceInfo(device) for device in chosen}
+        return {info_of(device) for device in chosen}
 
     def devices(self) -> list[ExternalResourceInfo]:
         """Return all devices of this host; one that must not be handed out has the property `unusable`."""
-        return [DeviceInfo(device) for device in self._enumerated(time.monotonic() + self._options.timeout)]
+        return [info_of(device) for device in self._enumerated(time.monotonic() + self._options.timeout)]
 
     def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
         """Return the variables for a process that uses exactly these devices, in the order of their indices.
@@ -205,7 +156,7 @@ class DeviceDriver(ExternalResourceDriver):
         PluginError if there are none: such a process could not tell which devices are its own.
         """
         found: dict[str, list[str]] = {}
-        for info in sorted(infos, key=_order):
+        for info in order(infos):
             variables = info.environment if isinstance(info, DeviceInfo) else {}
             if not variables:
                 raise PluginError(f"the {self._class} driver sets no variables for {info.get_property('index')}")
@@ -323,7 +274,7 @@ def _within(deadline: float, enumerate_devices: Callable[[], list[Device]], devi
 def _usable(device_class: str, devices: Sequence[Device], amount: int) -> list[Device]:
     usable = [device for device in devices if device.unusable is None]
     if amount > len(devices):
-        raise NotEnoughDevicesError(f"{amount} wanted, this host has {len(devices)}")
+        raise too_few(amount, len(devices))
     if amount > len(usable):
         raise NotEnoughDevicesError(
             f"{amount} wanted, only {len(usable)} of {len(devices)} are usable ({_reasons(device_class, devices)})"
@@ -333,8 +284,3 @@ def _usable(device_class: str, devices: Sequence[Device], amount: int) -> list[D
 
 def _reasons(device_class: str, devices: Iterable[Device]) -> str:
     return "; ".join(f"{device_class} {device.index}: {device.unusable}" for device in devices if device.unusable)
-
-
-def _order(info: ExternalResourceInfo) -> tuple[int, str]:
-    index = info.get_property("index") or ""
-    return (int(index) if index.isdecimal() else sys.maxsize, index)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from types import MappingProxyType
 
 import pluggy
@@ -53,26 +53,41 @@ def create_driver(
         name, find = _entry_point(factory)
     create = hook(name, load(name, find, None if factory in OURS else import_timeout))
     try:
-        driver = create(options=options)
+        return _fitted(name, create(options=options))
     except ExternalResourceError:
         raise
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         raise PluginError(f"{name} could not create a driver: {cause(error)}") from error
-    if driver is None:
+
+
+def _fitted(name: str, made: object) -> ExternalResourceDriver:
+    """Return what a factory has made as a driver that answers everything."""
+    if isinstance(made, ExternalResourceDriver):
+        return made
+    if made is None:
         raise PluginError(f"{name} created no driver: its create_external_resource_driver returned None")
-    return driver if isinstance(driver, ExternalResourceDriver) else _Adapted(driver)
+    if not hasattr(made, "retrieve_resource_info"):
+        raise PluginError(f"{name} created no driver: a {type(made).__name__} has no retrieve_resource_info(amount)")
+    return _Adapted(made)
 
 
 class _Adapted(ExternalResourceDriver):
     """A stranger's driver that is a plain object: what it has stands before the answers of the base class."""
 
+    plain: object
+
     def __init__(self, plain: object) -> None:
-        self.plain = plain
+        super().__setattr__("plain", plain)
         for name in vars(ExternalResourceDriver):
             if not name.startswith("_") and hasattr(plain, name):
-                setattr(self, name, getattr(plain, name))
+                super().__setattr__(name, getattr(plain, name))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        with suppress(AttributeError):  # it may have slots
+            setattr(self.plain, name, value)  # it is the one that waits, and calls `on_wait`
 
 
 def installed(name: str | None = None) -> "list[EntryPoint]":

@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 
 from externalresource.coordination import Claim, identify, runs_around
 from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, NotOfferedError
-from externalresource.drivers.enumerated import Device, DeviceInfo
+from externalresource.drivers.device import Device, info_of
 from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, DiscoveryError, PluginError, did_you_mean
 from externalresource.flink import configuration, task_manager, worker_end, worker_share
@@ -107,9 +107,9 @@ def _variables(
         return driver.environment([info for info in driver.devices() if _name(info) in names])
 
 
-def _info(claim: Claim) -> DeviceInfo:
+def _info(claim: Claim) -> ExternalResourceInfo:
     """Return a device as far as the coordination file tells."""
-    return DeviceInfo(Device(claim.token, claim.uuid, {"parent.uuid": claim.parent_uuid} if claim.parent_uuid else {}))
+    return info_of(Device(claim.token, claim.uuid, {"parent.uuid": claim.parent_uuid} if claim.parent_uuid else {}))
 
 
 def _name(info: ExternalResourceInfo) -> str | None:

@@ -1,9 +1,8 @@
 """GPUs as an operator sees them, and as the variables of a process name them."""
 
-import sys
 from collections.abc import Collection, Iterable, Mapping
 
-from externalresource.api import ExternalResourceInfo
+from externalresource.api import ExternalResourceInfo, order
 from externalresource_gpu.script import dialects
 
 
@@ -13,25 +12,13 @@ def infos(gpus: Iterable[Mapping[str, str]]) -> list[ExternalResourceInfo]:
     Its properties are `index`, and what else is known: `uuid`, `name`, `memory.total` (MiB), `pci.bus_id`, ... The
     index of a MIG instance is its UUID, as in CUDA_VISIBLE_DEVICES; `place` is its `GPU:NUMBER` for people.
     """
-    from externalresource.api import Device, DeviceInfo  # late: nvidia-smi answers meanwhile
+    from externalresource.api import DeviceInfo  # late: nvidia-smi answers meanwhile
 
-    return [
-        DeviceInfo(Device(gpu["index"], gpu.get("uuid"), properties=gpu, unusable=gpu.get("unusable"))) for gpu in gpus
-    ]
+    return [DeviceInfo(gpu) for gpu in gpus]
 
 
 def environment(gpus: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
     """Return CUDA_VISIBLE_DEVICES and its kin for exactly these GPUs, ordered by index."""
     return dialects.environment(
-        [
-            dialects.mask_name(gpu.get_property("uuid"), gpu.get_property("index") or "")
-            for gpu in sorted(gpus, key=_order)
-        ]
+        [dialects.mask_name(gpu.get_property("uuid"), gpu.get_property("index") or "") for gpu in order(gpus)]
     )
-
-
-def _order(info: ExternalResourceInfo) -> tuple[list[int], str]:
-    """Sort GPUs by index, MIG instances by GPU and number, and what a foreign script calls its devices last."""
-    index = info.get_property("index") or ""
-    place = (info.get_property("place") or index).split(":")
-    return ([int(part) for part in place], "") if all(map(str.isdecimal, place)) else ([sys.maxsize], index)

@@ -8,13 +8,21 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from externalresource.api import Device, ExternalResourceDriver, Option, driver, find_script, hookimpl, run_script
+from externalresource.api import (
+    LONGEST,
+    Device,
+    ExternalResourceDriver,
+    Option,
+    driver,
+    find_script,
+    hookimpl,
+    run_script,
+)
 from externalresource.errors import ConfigurationError, DiscoveryError
 from externalresource_script import answer
 
 _CLASS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")  # a part of the coordination file's name
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_LONGEST = 86400.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +47,8 @@ class Options:
             shlex.split(self.args)
         except ValueError as error:
             raise ValueError(f"option 'discovery-script.args' cannot be split as a shell would: {error}") from None
-        if self.seconds is not None and not 0 < self.seconds <= _LONGEST:
-            most = f"a number of seconds up to {_LONGEST:g}"
+        if self.seconds is not None and not 0 < self.seconds <= LONGEST:
+            most = f"a number of seconds up to {LONGEST:g}"
             raise ValueError(f"option 'discovery-script.timeout' must be {most}, not {self.seconds:g}")
         if not _VARIABLE.fullmatch(self.variable):
             raise ValueError(f"option 'environment-variable' must be a variable's name, not {self.variable!r}")

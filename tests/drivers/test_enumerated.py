@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import externalresource
-from externalresource.api import Device, DeviceInfo, driver
+from externalresource.api import Device, driver, info_of
 from externalresource.context import RuntimeContext
 from externalresource.drivers.enumerated import DeviceDriver
 from externalresource.errors import (
@@ -82,14 +82,14 @@ def test_infos_tell_all_that_is_known() -> None:
 
 
 def test_infos_are_equal_by_what_they_tell_and_survive_a_pickle() -> None:
-    one, same, other = (DeviceInfo(Device(index, properties={"slot": "1"})) for index in ("0", "0", "1"))
+    one, same, other = (info_of(Device(index, properties={"slot": "1"})) for index in ("0", "0", "1"))
     assert (one == same, hash(one) == hash(same), one == other, one == "0") == (True, True, False, False)
     assert pickle.loads(pickle.dumps(one)) == one
     assert repr(one) == "DeviceInfo({'index': '0', 'slot': '1'})"
 
 
 def test_properties_cannot_hide_what_a_device_is() -> None:
-    info = DeviceInfo(Device("0", "u", {"index": "9", "uuid": "x", "unusable": "x"}))
+    info = info_of(Device("0", "u", {"index": "9", "uuid": "x", "unusable": "x"}))
     assert (info.get_property("index"), info.get_property("uuid"), info.get_property("unusable")) == ("0", "u", None)
 
 

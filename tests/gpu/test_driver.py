@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from externalresource.api import Device, DeviceInfo, ExternalResourceInfo
+from externalresource.api import DeviceInfo, ExternalResourceInfo
 from externalresource.drivers.loading import create_driver
 from externalresource.errors import CoordinationError
 from externalresource_gpu.driver import GPUDriver, GPUDriverFactory
@@ -189,7 +189,7 @@ def test_forked_child_gives_back_what_it_retrieved_itself(ledger: Path) -> None:
 
 def infos(*indices: str, uuid: str = "") -> Collection[ExternalResourceInfo]:
     gpus = [{"index": index} | ({"uuid": uuid + index} if uuid else {}) for index in indices]
-    return [DeviceInfo(Device(gpu["index"], gpu.get("uuid"))) for gpu in gpus]
+    return [DeviceInfo(gpu) for gpu in gpus]
 
 
 @pytest.mark.parametrize(

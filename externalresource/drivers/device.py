@@ -1,0 +1,36 @@
+"""One device, as a driver's function enumerates it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from externalresource.drivers.infos import DeviceInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device as a driver enumerates it. What is not known is left out."""
+
+    #: What operators know it by, and the coordination file if it has no UUID.
+    index: str
+    #: The same on the host and in every container, whatever the index is there.
+    uuid: str | None = None
+    #: All else that operators may ask for: `name`, `numa_node`, ...
+    properties: Mapping[str, str] = field(default_factory=dict)
+    #: Variables for a process that uses it; of several devices the values are joined by commas.
+    environment: Mapping[str, str] = field(default_factory=dict)
+    #: Why it must not be handed out; None if nothing speaks against it.
+    unusable: str | None = None
+    #: The device that this is a slice of, if it is one: the two exclude each other.
+    parent_uuid: str | None = None
+    parent_token: str | None = None
+
+    @property
+    def token(self) -> str:
+        return self.index
+
+
+def info_of(device: Device) -> DeviceInfo:
+    """Return a device as operators see it."""
+    own = {"index": device.index, "unusable": device.unusable, "uuid": device.uuid}
+    known = {key: value for key, value in {**own, **device.properties, **own}.items() if value is not None}
+    return DeviceInfo(known, device.environment)
