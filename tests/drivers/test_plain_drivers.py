@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from tests.support.plugins import Install, error_of
 
 from externalresource.api import ExternalResourceDriver, NotOfferedError
 from externalresource.drivers.loading import create_driver
+from tests.support.plugins import Install, error_of
 
 FACTORY = """
 from externalresource.api import hookimpl
