@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from externalresource.coordination.request import Choose
 
 __all__ = [
-    "Choose",
     "Claim",
     "Claimable",
     "Coordination",
@@ -62,6 +61,5 @@ _HOME = {
     "Grants": "own_claims",
     "Owner": "process",
     "identify": "process",
-    "Choose": "request",
 }
 __getattr__, __dir__ = face(__name__, _HOME)
