@@ -18,6 +18,7 @@ from externalresource.drivers import loading
 from externalresource.drivers.child import Child, Overdue
 from externalresource.drivers.contract import PROJECT
 from externalresource.drivers.options import Option
+from externalresource.drivers.own_plugins import OURS
 from externalresource.errors import PluginError
 
 _AT_ONCE = 4  # children
@@ -55,9 +56,7 @@ def installed(timeout: float) -> list[Plugin]:
         answers = pool.map(lambda point: _tried(point, timeout), points)
         found = [_plugin(point, answer) for point, answer in zip(points, answers, strict=True)]
     names = Counter(plugin.name for plugin in found)
-    return [
-        _judged(plugin, found) if names[plugin.name] > 1 or plugin.name in loading.OURS else plugin for plugin in found
-    ]
+    return [_judged(plugin, found) if names[plugin.name] > 1 or plugin.name in OURS else plugin for plugin in found]
 
 
 def record(plugin: Plugin) -> dict[str, object]:
@@ -121,7 +120,7 @@ def _plugin(point: EntryPoint, answer: Mapping[str, Any]) -> Plugin:
 
 def _judged(plugin: Plugin, found: Sequence[Plugin]) -> Plugin:
     """Return the plugin with what keeps it from being had by its name."""
-    ours = loading.OURS.get(plugin.name)
+    ours = OURS.get(plugin.name)
     if ours == plugin.entry_point:
         return plugin
     if ours is not None:

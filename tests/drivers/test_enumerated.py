@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import subprocess
 import sys
 import threading
 import time
@@ -372,32 +371,6 @@ def test_context_uses_such_a_driver_as_any_other(ledger: str) -> None:
         assert context.environment() == {"FPGA_DEVICES": "/dev/fpga0,/dev/fpga1"}
         assert len(made.held()) == 2
     assert not made.held()
-
-
-MODULE = """
-from externalresource import Device, driver
-
-@driver("fpga")
-def boards():
-    return [Device(str(index), environment={"FPGA": str(index)}) for index in range(2)]
-"""
-
-
-def test_command_line_uses_such_a_driver_by_its_import_path(tmp_path: Path, ledger: str) -> None:
-    (tmp_path / "mine.py").write_text(MODULE)
-    command = [sys.executable, "-m", "externalresource.cli.main"]
-
-    def call(*words: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [*command, *words], cwd=tmp_path, check=False, capture_output=True, text=True,
-            env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        )  # fmt: skip
-
-    outer = ["run", "mine:boards=1", f"--coordination-file={ledger}", "--"]
-    inner = [*command, "run", "mine:boards=1", f"--coordination-file={ledger}", "--", "sh", "-c", "echo $FPGA"]
-    done = call(*outer, "sh", "-c", f"echo $FPGA; {' '.join(inner[:-1])} 'echo $FPGA'; exit $?")
-    # The inner one gets a share of what the outer one has.
-    assert (done.stdout.split(), done.stderr, done.returncode) == (["0", "0"], "", 0)
 
 
 def test_public_package_offers_both_names() -> None:

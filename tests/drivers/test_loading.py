@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -7,7 +9,8 @@ from typing import Any
 import pytest
 
 from externalresource.drivers.inspection import installed
-from externalresource.drivers.loading import OURS, create_driver
+from externalresource.drivers.loading import create_driver
+from externalresource.drivers.own_plugins import OURS
 from externalresource.errors import ConfigurationError, PluginError
 from tests.support.plugins import BROKEN, IMPORT, MODULE, OBJECT, Install, error_of, python
 
@@ -202,3 +205,29 @@ def test_panic_of_a_library_in_a_factory_is_an_error(install: Install) -> None:
 def test_one_package_with_two_plugins_of_one_name_is_an_error(install: Install) -> None:
     install("fpga", OBJECT, {"fpga": "fpga:factory", " fpga": "fpga:Factory"})
     assert error_of("fpga").startswith("plugin 'fpga' is ambiguous: fpga 1.0 and fpga 1.0 both provide it")
+
+
+BOARDS = """
+from externalresource import Device, driver
+
+@driver("fpga")
+def boards():
+    return [Device(str(index), environment={"FPGA": str(index)}) for index in range(2)]
+"""
+
+
+def test_command_line_uses_such_a_driver_by_its_import_path(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(BOARDS)
+    command = [sys.executable, "-m", "externalresource.cli.main"]
+
+    def call(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*command, *words], cwd=tmp_path, check=False, capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        )  # fmt: skip
+
+    outer = ["run", "mine:boards=1", f"--coordination-file={tmp_path}/boards", "--"]
+    inner = [*command, "run", "mine:boards=1", f"--coordination-file={tmp_path}/boards", "--", "sh", "-c", "echo $FPGA"]
+    done = call(*outer, "sh", "-c", f"echo $FPGA; {' '.join(inner[:-1])} 'echo $FPGA'; exit $?")
+    # The inner one gets a share of what the outer one has.
+    assert (done.stdout.split(), done.stderr, done.returncode) == (["0", "0"], "", 0)

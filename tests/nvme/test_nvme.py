@@ -2,7 +2,6 @@
 
 import errno
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +10,7 @@ import pytest
 from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, DiscoveryError, NotEnoughDevicesError
 from externalresource_nvme import node
-from tests.support.nvme_tree import Tree, link, plain
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    return Tree(tmp_path)
-
-
-@pytest.fixture
-def disk(tree: Tree) -> Path:
-    """The folder of one disk on one controller, which nothing uses."""
-    return tree.disk(tree.controller("nvme0"), "nvme0n1")
-
-
-def driver(tree: Tree, **more: str) -> Any:
-    return create_driver("nvme", tree.options | more)
-
-
-def listed(tree: Tree, **more: str) -> dict[str, dict[str, str]]:
-    """Return the properties of all disks by their name."""
-    found = driver(tree, **more).devices()
-    return {info.get_property("index"): {key: info.get_property(key) for key in info.get_keys()} for info in found}
-
-
-def reason(tree: Tree, name: str = "nvme0n1", **more: str) -> str | None:
-    return listed(tree, **more)[name].get("unusable")
-
-
-def number(folder: Path) -> str:
-    return (folder / "dev").read_text().strip()
+from tests.support.nvme_tree import Tree, device_number, driver, link, listed, plain, reason
 
 
 class Opening:
@@ -107,7 +77,7 @@ def test_disks_stand_in_the_order_of_their_numbers(tree: Tree) -> None:
 def test_each_namespace_of_a_controller_is_a_disk_of_its_own(tree: Tree) -> None:
     controller = tree.controller("nvme0")
     one, two = (tree.disk(controller, f"nvme0n{nsid}", nsid=str(nsid)) for nsid in (1, 2))
-    tree.mount(number(one), "/dev/nvme0n1", "/data")
+    tree.mount(device_number(one), "/dev/nvme0n1", "/data")
     assert reason(tree) == "in use: nvme0n1 is mounted at /data"
     assert reason(tree, two.name) is None
 
@@ -116,7 +86,7 @@ class TestUsed:
     """Each way in which a disk can be in use, and known to be."""
 
     def test_mounted_disk_is_never_handed_out(self, tree: Tree, disk: Path) -> None:
-        tree.mount(number(disk), "/dev/root", "/")
+        tree.mount(device_number(disk), "/dev/root", "/")
         assert listed(tree)["nvme0n1"]["in_use"] == "nvme0n1 is mounted at /"
         with pytest.raises(NotEnoughDevicesError) as caught:
             driver(tree).retrieve_resource_info(1)
@@ -124,7 +94,7 @@ class TestUsed:
 
     def test_disk_with_a_mounted_partition_is_in_use(self, tree: Tree, disk: Path) -> None:
         tree.partition(disk, 1)
-        tree.mount(number(tree.partition(disk, 2)), "/dev/nvme0n1p2", r"/my\040data")
+        tree.mount(device_number(tree.partition(disk, 2)), "/dev/nvme0n1p2", r"/my\040data")
         assert reason(tree) == "in use: nvme0n1p2 is mounted at /my data"
 
     def test_disk_with_partitions_that_nothing_uses_is_free(self, tree: Tree, disk: Path) -> None:
@@ -146,7 +116,7 @@ class TestUsed:
         assert reason(tree) == "in use: nvme0n1 is mounted at /data"
 
     def test_mount_that_only_init_has_counts(self, tree: Tree, disk: Path) -> None:
-        tree.mount(number(disk), "/dev/nvme0n1", "/host", process="1")
+        tree.mount(device_number(disk), "/dev/nvme0n1", "/host", process="1")
         assert reason(tree) == "in use: nvme0n1 is mounted at /host"
 
     @pytest.mark.parametrize("kind", ["ext4", "xfs", "f2fs"])
@@ -164,8 +134,8 @@ class TestUsed:
 
     def test_mount_is_told_once(self, tree: Tree, disk: Path) -> None:
         (tree.sys / "fs/ext4" / disk.name).mkdir(parents=True)
-        tree.mount(number(disk), "/dev/nvme0n1", "/data")
-        tree.mount(number(disk), "/dev/nvme0n1", "/bind")
+        tree.mount(device_number(disk), "/dev/nvme0n1", "/data")
+        tree.mount(device_number(disk), "/dev/nvme0n1", "/bind")
         assert reason(tree) == "in use: nvme0n1 is mounted at /data"
 
     @pytest.mark.parametrize("gone", ["", r"\040(deleted)"])
@@ -301,7 +271,7 @@ class TestNotKnown:
 
     def test_disk_that_is_used_or_faulty_is_not_even_opened(self, tree: Tree, disk: Path) -> None:
         (tree.dev / disk.name).unlink()
-        tree.mount(number(disk), "/dev/nvme0n1", "/data")
+        tree.mount(device_number(disk), "/dev/nvme0n1", "/data")
         assert reason(tree) == "in use: nvme0n1 is mounted at /data"
 
 
@@ -345,99 +315,8 @@ class TestDisk:
 
     def test_all_faults_are_told(self, tree: Tree, disk: Path) -> None:
         (disk / "size").write_text("0\n")
-        tree.mount(number(disk), "/dev/nvme0n1", "/data")
+        tree.mount(device_number(disk), "/dev/nvme0n1", "/data")
         assert reason(tree) == "it has no size; in use: nvme0n1 is mounted at /data"
-
-
-class TestIdentity:
-    """A disk's UUID is the same by whatever path and in whatever container it is seen."""
-
-    @pytest.mark.parametrize(
-        ("attributes", "uuid"),
-        [
-            ({"wwid": "uuid.0e4a2a5c-1f52-4d0b-8a8c-3b1f7f2d5a11"}, "uuid.0e4a2a5c-1f52-4d0b-8a8c-3b1f7f2d5a11"),
-            (
-                {"wwid": "nvme.144d-533634474e45-53414d53554e47-00000001"},
-                "nvme.144d-533634474e45-53414d53554e47-00000001",
-            ),
-            (
-                {"wwid": "", "nguid": "36344730-5250-0001-0025-384300000001"},
-                "nguid.36344730-5250-0001-0025-384300000001",
-            ),
-            ({"wwid": "", "eui": "00 25 38 5b 71 b0 a3 c2"}, "eui.0025385b71b0a3c2"),
-            (
-                {"wwid": "", "nguid": "00000000-0000-0000-0000-000000000000", "eui": "00 25 38 5b 71 b0 a3 c2"},
-                "eui.0025385b71b0a3c2",
-            ),
-        ],
-    )
-    def test_identity_is_what_the_kernel_prefers(self, tree: Tree, attributes: dict[str, str], uuid: str) -> None:
-        tree.disk(tree.controller("nvme0"), "nvme0n1", **attributes)
-        assert listed(tree)["nvme0n1"]["uuid"] == uuid
-
-    @pytest.mark.parametrize(
-        "attributes",
-        [{"wwid": ""}, {"wwid": "eui.0000000000000000"}, {"wwid": "", "eui": "00 00 00 00 00 00 00 00"}],
-    )
-    def test_disk_without_identity_is_kept_back(self, tree: Tree, attributes: dict[str, str]) -> None:
-        tree.disk(tree.controller("nvme0"), "nvme0n1", **attributes)
-        assert reason(tree) == "it has no identity (wwid)"
-        assert "uuid" not in listed(tree)["nvme0n1"]
-
-    def test_two_disks_of_one_identity_are_both_kept_back(self, tree: Tree) -> None:
-        first, _, _ = (
-            tree.disk(tree.controller(f"nvme{n}"), f"nvme{n}n1", wwid=f"eui.{7 if n < 2 else 8:016x}") for n in range(3)
-        )
-        tree.mount(number(first), "/dev/nvme0n1", "/data")
-        doubt = "another disk has the same identity (eui.0000000000000007): it may be the same one, by another path"
-        assert reason(tree, "nvme0n1") == f"in use: nvme0n1 is mounted at /data; {doubt}"
-        assert reason(tree, "nvme1n1") == doubt
-        assert reason(tree, "nvme2n1") is None
-
-
-class TestMultipath:
-    """With multipath a disk is one of its subsystem, and each path to it one of a controller."""
-
-    @pytest.fixture
-    def shared(self, tree: Tree) -> Callable[..., Path]:
-        """Make nvme5n1 of a subsystem with the controllers nvme0 and nvme1, which have these states and nodes."""
-
-        def make(states: tuple[str, str] = ("live", "live"), nodes: tuple[str, str] = ("0", "0")) -> Path:
-            for number, (state, numa_node) in enumerate(zip(states, nodes, strict=True)):
-                controller = tree.controller(f"nvme{number}", state=state, numa_node=numa_node)
-                path = tree.disk(controller, f"nvme5c{number}n1", hidden="1", wwid="eui.0000000000000005")
-                (tree.dev / path.name).unlink()
-            return tree.disk(tree.subsystem("nvme-subsys5", "nvme0", "nvme1"), "nvme5n1", wwid="eui.0000000000000005")
-
-        return make
-
-    def test_disk_is_shown_once_and_its_paths_are_none(self, tree: Tree, shared: Callable[..., Path]) -> None:
-        shared()
-        found = listed(tree)
-        assert list(found) == ["nvme5n1"]
-        assert found["nvme5n1"].get("unusable") is None
-        assert {key: found["nvme5n1"][key] for key in ("model", "serial", "controllers", "numa_node")} == {
-            "model": "Linux",
-            "serial": "abcdef",
-            "controllers": "nvme0,nvme1",
-            "numa_node": "0",
-        }
-
-    def test_one_live_controller_is_enough(self, tree: Tree, shared: Callable[..., Path]) -> None:
-        shared(states=("dead", "live"))
-        assert reason(tree, "nvme5n1") is None
-
-    def test_no_live_controller_is_not(self, tree: Tree, shared: Callable[..., Path]) -> None:
-        shared(states=("dead", "connecting"))
-        assert reason(tree, "nvme5n1") == "no controller of it is live (nvme0 is dead, nvme1 is connecting)"
-
-    def test_node_is_told_only_if_all_controllers_are_there(self, tree: Tree, shared: Callable[..., Path]) -> None:
-        shared(nodes=("0", "1"))
-        assert not {"numa_node", "pci.bus_id"} & set(listed(tree)["nvme5n1"])
-
-    def test_mounted_disk_of_a_subsystem_is_in_use(self, tree: Tree, shared: Callable[..., Path]) -> None:
-        tree.mount(number(shared()), "/dev/nvme5n1", "/data")
-        assert reason(tree, "nvme5n1") == "in use: nvme5n1 is mounted at /data"
 
 
 def test_controller_is_found_by_its_link_and_not_by_its_name(tree: Tree) -> None:

@@ -6,6 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from externalresource.drivers.loading import create_driver
+from externalresource.errors import DiscoveryError, ExternalResourceError
+
 
 def serial(number: int) -> str:
     return f"0x{0xDE8287300DA37C00 + number:016X}"
@@ -79,3 +84,31 @@ def rocm_smi(folder: Path, cards: Sequence[Mapping[str, str]], *, before: str = 
     return tool(
         folder, "rocm-smi", {"--showuniqueid": before + json.dumps({**found, "system": {"Driver version": "5.18.13"}})}
     )
+
+
+def amd(command: str | None, **options: str) -> Any:
+    given = {} if command is None else {"command": command}
+    return create_driver(
+        "externalresource_amd.driver:amd", given | {name.replace("_", "-"): value for name, value in options.items()}
+    )
+
+
+def shown(command: str | None, **options: str) -> list[dict[str, str]]:
+    return [{key: info.get_property(key) for key in info.get_keys()} for info in amd(command, **options).devices()]
+
+
+def unusable(command: str, **options: str) -> list[str | None]:
+    return [device.get("unusable") for device in shown(command, **options)]
+
+
+def failure(command: str | None, **options: str) -> str:
+    with pytest.raises(ExternalResourceError) as caught:
+        amd(command, **options).devices()
+    assert isinstance(caught.value, DiscoveryError)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def variables(command: str, amount: int, **options: str) -> dict[str, str]:
+    driver = amd(command, **options)
+    return dict(driver.environment(driver.retrieve_resource_info(amount)))

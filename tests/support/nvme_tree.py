@@ -3,6 +3,9 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from externalresource.drivers.loading import create_driver
 
 ROOT_MOUNT = "22 1 253:0 / / rw,relatime shared:1 - ext4 /dev/mapper/root rw\n"
 SWAPS = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
@@ -101,3 +104,21 @@ def plain(folder: Path, amount: int) -> Mapping[str, str]:
 def link(path: Path, target: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(os.path.relpath(target, path.parent))
+
+
+def driver(tree: Tree, **more: str) -> Any:
+    return create_driver("nvme", tree.options | more)
+
+
+def listed(tree: Tree, **more: str) -> dict[str, dict[str, str]]:
+    """Return the properties of all disks by their name."""
+    found = driver(tree, **more).devices()
+    return {info.get_property("index"): {key: info.get_property(key) for key in info.get_keys()} for info in found}
+
+
+def reason(tree: Tree, name: str = "nvme0n1", **more: str) -> str | None:
+    return listed(tree, **more)[name].get("unusable")
+
+
+def device_number(folder: Path) -> str:
+    return (folder / "dev").read_text().strip()
