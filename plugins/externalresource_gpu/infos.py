@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 
-from externalresource.api import ExternalResourceInfo, order
+from externalresource.api import DeviceInfo, ExternalResourceInfo, order
 from externalresource_gpu.script import dialects
 
 
@@ -12,8 +12,6 @@ def infos(gpus: Iterable[Mapping[str, str]]) -> list[ExternalResourceInfo]:
     Its properties are `index`, and what else is known: `uuid`, `name`, `memory.total` (MiB), `pci.bus_id`, ... The
     index of a MIG instance is its UUID, as in CUDA_VISIBLE_DEVICES; `place` is its `GPU:NUMBER` for people.
     """
-    from externalresource.api import DeviceInfo  # late: nvidia-smi answers meanwhile
-
     return [DeviceInfo(gpu) for gpu in gpus]
 
 

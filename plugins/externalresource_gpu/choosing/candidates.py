@@ -1,7 +1,7 @@
 """Which of the devices may be handed out to whom asks, and why the others may not. Pure."""
 
 from externalresource.api import record, replace
-from externalresource.errors import NotEnoughDevicesError
+from externalresource.errors import NotEnoughDevicesError, too_few
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def usable(devices: "Sequence[Device]", shown: "Sequence[Device]", amount: int) 
     """
     counted = [device for device in devices if device.unusable != _MIG_ON]
     if amount > len(counted):
-        raise NotEnoughDevicesError(f"{amount} wanted, this host has {len(counted)}")
+        raise too_few(amount, len(counted))
     found = {device.place: device for device in counted if device.unusable is None}
     if amount > len(found):
         reasons = "; ".join(_reasons(counted))

@@ -5,7 +5,7 @@ third of what the rest of the script does, and Flink's protocol (the word `null`
 documentation) would fight it.
 """
 
-from externalresource.api import record
+from externalresource.api import LONGEST, record
 from externalresource.errors import ConfigurationError, did_you_mean
 from externalresource_gpu import backends
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 PREFIX = "EXTERNALRESOURCE_GPU_"
 DEFAULT_COORDINATION_FILE = "/var/tmp/flink-gpu-coordination"  # noqa: S108 - Flink's; what is opened there is checked
 FORMATS = ("flink", "uuid", "env", "json", "spark", "yaml")
-LONGEST = 86400  # seconds
 _LARGEST = 999_999_999  # amount or pid; int() refuses very long ones with an error of its own
 _FLAG, _TEXT, _NUMBER = "true or false", "a text", "a number"
 _BACKEND, _FORMAT = "|".join(backends.NAMES), "|".join(FORMATS)
@@ -184,7 +183,7 @@ def seconds(what: str, text: str, *, zero: bool = False) -> float:
         number = -1.0
     if not (0 < number <= LONGEST or (zero and number == 0)):
         raise ConfigurationError(
-            f"{what} must be a number of seconds, {'0 or more' if zero else 'above 0'} and at most {LONGEST}, "
+            f"{what} must be a number of seconds, {'0 or more' if zero else 'above 0'} and at most {LONGEST:g}, "
             f"not {text!r}"
         )
     return number
