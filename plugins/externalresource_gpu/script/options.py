@@ -46,83 +46,46 @@ class Declared:
 
 
 # The order is that of --help.
+# fmt: off
 OPTIONS = {
     option.name: option
     for option in (
         Declared("enable-coordination-mode", _FLAG, "hand out only devices that no other living process holds"),
         Declared("until-children-exit", _FLAG, "keep the devices until the last descendant has ended", script=False),
         Declared("ignore-mask", _FLAG, "hand out what an inherited CUDA_VISIBLE_DEVICES hides, too"),
-        Declared(
-            "relative",
-            _FLAG,
-            "name devices by their number under CUDA_VISIBLE_DEVICES, for frameworks that count from 0",
-        ),
+        Declared("relative", _FLAG,
+            "name devices by their number under CUDA_VISIBLE_DEVICES, for frameworks that count from 0"),
         Declared("list", _FLAG, "show all devices, whoever holds them, and claim none", driver=False),
         Declared("topology", _FLAG, "ask how they are connected, too, and show it with --list"),
-        Declared(
-            "coordination-file",
-            _TEXT,
-            f"where the claims are kept (default: {DEFAULT_COORDINATION_FILE})",
-            "PATH",
-            DEFAULT_COORDINATION_FILE,
-        ),
+        Declared("coordination-file", _TEXT, f"where the claims are kept (default: {DEFAULT_COORDINATION_FILE})",
+            "PATH", DEFAULT_COORDINATION_FILE),
         Declared("backend", _BACKEND, f"{_BACKEND} (default: auto, which takes NVML, then nvidia-smi)", "NAME", "auto"),
-        Declared(
-            "simulate",
-            _TEXT,
-            "a count, the name of a machine (dgx-a100) or a YAML file, instead of real devices",
-            "MACHINE",
-        ),
+        Declared("simulate", _TEXT,
+            "a count, the name of a machine (dgx-a100) or a YAML file, instead of real devices", "MACHINE"),
         Declared(
             "format", _FORMAT, f"{_FORMAT} (default: flink, indices joined by commas)", "NAME", "flink", driver=False
         ),
-        Declared(
-            "mig",
-            "instances|gpus|a profile",
-            "instances (default: those of a GPU with MIG, else the GPU), gpus, or a profile: 1g.10gb",
-            "WHAT",
-            "instances",
-        ),
+        Declared("mig", "instances|gpus|a profile",
+            "instances (default: those of a GPU with MIG, else the GPU), gpus, or a profile: 1g.10gb", "WHAT",
+            "instances"),
         Declared("min-memory", "a whole number", "only devices with that much memory in all", "MIB"),
         Declared("name", _TEXT, "only devices with these words in their name: A100", "TEXT"),
-        Declared(
-            "policy",
-            _POLICY,
-            f"which of the free ones: {_POLICY} (default: connected, for one first)",
-            "NAME",
-            "connected",
-        ),
-        Declared(
-            "foreign-use",
-            _FOREIGN_USE,
-            f"{_FOREIGN_USE} what is in use though nobody claimed it (default: ignore)",
-            "WHAT",
-            "ignore",
-        ),
-        Declared(
-            "owner-pid",
-            "a whole number",
-            "the process that is to own the devices (default: the one that started this script)",
-            "PID",
-            driver=False,
-        ),
-        Declared(
-            "wait",
-            _NUMBER,
-            "queue for devices that others hold, first come, first served, a day at most (default: 0)",
-            "SECONDS",
-            "0",
-        ),
-        Declared(
-            "timeout",
-            _NUMBER,
-            "for the driver and the lock together (default: 9, as Flink kills the script after 10)",
-            "SECONDS",
-            "9",
-        ),
+        Declared("policy", _POLICY, f"which of the free ones: {_POLICY} (default: connected, for one first)", "NAME",
+            "connected"),
+        Declared("foreign-use", _FOREIGN_USE,
+            f"{_FOREIGN_USE} what is in use though nobody claimed it (default: ignore)", "WHAT", "ignore"),
+        Declared("owner-pid", "a whole number",
+            "the process that is to own the devices (default: the one that started this script)", "PID",
+            driver=False),
+        Declared("wait", _NUMBER,
+            "queue for devices that others hold, first come, first served, a day at most (default: 0)", "SECONDS",
+            "0"),
+        Declared("timeout", _NUMBER,
+            "for the driver and the lock together (default: 9, as Flink kills the script after 10)", "SECONDS", "9"),
         Declared("log-file", _TEXT, "append each decision to this file, one line each", "PATH"),
     )
 }
+# fmt: on
 
 
 def usage() -> str:
