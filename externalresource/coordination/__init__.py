@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from externalresource.coordination.matching import Claimable
     from externalresource.coordination.own_claims import Grants
     from externalresource.coordination.process import Owner, identify
-    from externalresource.coordination.request import Choose
 
 __all__ = [
     "Claim",

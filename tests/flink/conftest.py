@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.flink_config import Write
+from tests.support.flink.config import Write
 
 
 @pytest.fixture

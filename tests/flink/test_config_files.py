@@ -8,7 +8,7 @@ import pytest
 
 from externalresource.errors import ConfigurationError
 from externalresource.flink.configuration import load
-from tests.support.flink_config import GPU, GPU_TEXT, Write, amounts, names, refusal
+from tests.support.flink.config import GPU, GPU_TEXT, Write, amounts, names, refusal
 
 pytestmark = pytest.mark.usefixtures("no_flink_environment")
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from externalresource.flink.configuration import ResourceConfig, load
-from tests.support.flink_config import FULL, GPU, GPU_TEXT, Write, amounts, names, refusal
+from tests.support.flink.config import FULL, GPU, GPU_TEXT, Write, amounts, names, refusal
 
 pytestmark = pytest.mark.usefixtures("no_flink_environment")
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from externalresource.flink.configuration import ResourceConfig, load
-from tests.support.flink_config import FULL, GPU, GPU_TEXT, Write, amounts, refusal
+from tests.support.flink.config import FULL, GPU, GPU_TEXT, Write, amounts, refusal
 
 pytestmark = pytest.mark.usefixtures("no_flink_environment")
 
