@@ -382,39 +382,18 @@ class Locked(Changed):
         self.lock = threading.Lock()
 
 
-@caught_by("test_infos_have_the_properties_that_they_name")
-class NamesWhatItHasNot(Rewraps):
-    kind = Coloured
-
-
-@caught_by("test_infos_have_the_properties_that_they_name")
-class HasNoIndex(Rewraps):
-    kind = Nameless
-
-
-@caught_by("test_property_that_a_device_has_not_is_none")
-class RaisesKeyError(Rewraps):
-    kind = Strict
-
-
-@caught_by("test_infos_of_one_device_are_equal_and_hash_alike")
-class EqualToItselfAlone(Rewraps):
-    kind = Single
-
-
-@caught_by("test_infos_of_one_device_are_equal_and_hash_alike")
-class HashesByItself(Rewraps):
-    kind = Scattered
-
-
-@caught_by("test_infos_of_two_devices_differ")
-class AllAlike(Rewraps):
-    kind = Alike
-
-
-@caught_by("test_infos_outlast_pickling")
-class HoldsALock(Rewraps):
-    kind = Locked
+#: Drivers whose infos are wrong.
+_REWRAPPING = (
+    ("NamesWhatItHasNot", Coloured, "test_infos_have_the_properties_that_they_name"),
+    ("HasNoIndex", Nameless, "test_infos_have_the_properties_that_they_name"),
+    ("RaisesKeyError", Strict, "test_property_that_a_device_has_not_is_none"),
+    ("EqualToItselfAlone", Single, "test_infos_of_one_device_are_equal_and_hash_alike"),
+    ("HashesByItself", Scattered, "test_infos_of_one_device_are_equal_and_hash_alike"),
+    ("AllAlike", Alike, "test_infos_of_two_devices_differ"),
+    ("HoldsALock", Locked, "test_infos_outlast_pickling"),
+)
+for _name, _kind, _test in _REWRAPPING:
+    globals()[_name] = caught_by(_test)(type(_name, (Rewraps,), {"kind": _kind}))
 
 
 @caught_by("test_environment_tells_devices_apart")
