@@ -12,7 +12,10 @@ from externalresource.api import API_VERSION, Device, driver
 from externalresource.drivers.loading import create_driver
 
 PAGE = (Path(__file__).parents[1] / "docs" / "api-stability.md").read_text(encoding="utf-8")
-PUBLIC = ["externalresource", *(f"externalresource.{room}" for room in ("api", "coordination", "errors", "flink", "testing"))]
+PUBLIC = [
+    "externalresource",
+    *(f"externalresource.{room}" for room in ("api", "coordination", "errors", "flink", "testing")),
+]
 
 
 def rows(heading: str) -> list[list[str]]:

@@ -42,14 +42,13 @@ class Wrong:
 
     def __init__(self, options: Mapping[str, str]) -> None:
         self.options = dict(options)
-        self.right: Any = right.create_external_resource_driver(self.options)
+        self.right = right.create_external_resource_driver(self.options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.right, name)
 
     def retrieve_resource_info(self, amount: int) -> Collection[ExternalResourceInfo]:
-        infos: set[ExternalResourceInfo] = self.right.retrieve_resource_info(amount)
-        return infos
+        return self.right.retrieve_resource_info(amount)
 
     def coordinate(self, coordination: Coordination) -> None:
         self.right._grants = Grants(coordination)
@@ -80,9 +79,8 @@ class Bare:
     """A right driver that has no more than it must have."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
-        driver = right.create_external_resource_driver(options)
-        self.retrieve_resource_info = driver.retrieve_resource_info
-        self.close = driver.close
+        made = right.create_external_resource_driver(options)
+        self.retrieve_resource_info, self.close = made.retrieve_resource_info, made.close
 
 
 bare = Factory(Bare)
@@ -143,13 +141,12 @@ class FileOfItsOwn(Wrong):
 
     def __init__(self, options: Mapping[str, str]) -> None:
         super().__init__(options)
-        self.shared = self.right._grants.coordination
+        self.folder = Path(options["coordination-file"]).parent
         if "wait" not in options:
             self.coordinate(Coordination(f"{options['coordination-file']}-{os.getpid()}", "widget"))
 
     def held(self) -> list[Holding]:
-        folder = Path(self.options["coordination-file"]).parent
-        files = [path for path in folder.glob("coordination-*") if path.suffix == ""]
+        files = [path for path in self.folder.glob("coordination-*") if path.suffix == ""]
         return [holding for path in files for holding in Coordination(str(path), "widget").held()]
 
 
@@ -184,8 +181,7 @@ class SameAgain(Wrong):
 class NobodyDies(Wrong):
     def __init__(self, options: Mapping[str, str]) -> None:
         super().__init__(options)
-        path = self.options["coordination-file"]
-        self.coordinate(Coordination(path, "widget", gone=lambda owner, here: False))
+        self.coordinate(Coordination(self.options["coordination-file"], "widget", gone=lambda owner, here: False))
 
 
 @caught_by("test_close_gives_back")
@@ -243,7 +239,7 @@ class ShowsNoHolder(Wrong):
 @caught_by("test_listing_agrees_with_what_is_handed_out")
 class ShowsLess(Wrong):
     def devices(self) -> list[ExternalResourceInfo]:
-        found: list[ExternalResourceInfo] = self.right.devices()
+        found = self.right.devices()
         return found[:1] if all(info.get_property("unusable") is None for info in found) else found
 
 
@@ -263,8 +259,7 @@ class TakesAnyOption(Wrong):
 @caught_by("test_options_of_the_framework_are_understood")
 class KnowsNoChildren(Wrong):
     def __init__(self, options: Mapping[str, str]) -> None:
-        renamed = {("children" if name == "until-children-exit" else name): options[name] for name in options}
-        super().__init__(renamed)
+        super().__init__({name.removeprefix("until-"): value for name, value in options.items()})
 
 
 @caught_by("test_wrong_value_of_the_frameworks_is_refused")
@@ -293,10 +288,9 @@ class NothingIsNoError(Wrong):
 @caught_by("test_enumeration_that_fails_is_an_error")
 class EmptyList(Wrong):
     def devices(self) -> list[ExternalResourceInfo]:
-        found: list[ExternalResourceInfo] = []
         with contextlib.suppress(ExternalResourceError):
-            found += self.right.devices()
-        return found
+            return self.right.devices()
+        return []
 
 
 @caught_by("test_enumeration_that_takes_too_long_is_an_error")
@@ -326,16 +320,13 @@ class Changed:
 
 
 class Rewraps(Wrong):
-    """Changes the infos that are handed out."""
-
     kind: type[Changed]
 
     def retrieve_resource_info(self, amount: int) -> Collection[ExternalResourceInfo]:
         return {self.kind(info) for info in super().retrieve_resource_info(amount)}
 
     def environment(self, infos: Collection[Any]) -> Mapping[str, str]:
-        variables: Mapping[str, str] = self.right.environment([info.info for info in infos])
-        return variables
+        return self.right.environment([info.info for info in infos])
 
 
 class Coloured(Changed):
@@ -399,8 +390,7 @@ for _name, _kind, _test in _REWRAPPING:
 @caught_by("test_environment_tells_devices_apart")
 class OnlyTheFirst(Wrong):
     def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
-        variables: Mapping[str, str] = self.right.environment(list(infos)[:1])
-        return variables
+        return self.right.environment(list(infos)[:1])
 
 
 @caught_by("test_nothing_is_printed_on_stdout")
