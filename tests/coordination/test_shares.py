@@ -545,4 +545,9 @@ class Tree(RuleBasedStateMachine):
 
 
 TestTree = Tree.TestCase
-TestTree.settings = settings(max_examples=200, deadline=None)
+TestTree.settings = settings(max_examples=50, deadline=None)
+
+
+@pytest.mark.sweep
+class TestTreeAtLength(Tree.TestCase):  # type: ignore[misc,valid-type]
+    settings = settings(max_examples=400, deadline=None)

@@ -21,7 +21,7 @@ from externalresource.errors import ConfigurationError, ExternalResourceError
 
 _DEMO = "import sys; from externalresource.demo import stand_ins; sys.exit(stand_ins.run(*map(int, sys.argv[1:])))"
 _PATIENCE = 180.0  # seconds, on a busy machine
-_COMMAND = "import sys; from externalresource.cli import main; sys.argv[1:1] = ['demo', '--flink']; main()"
+_COMMAND = "import sys; from externalresource.cli.main import main; sys.argv[1:1] = ['demo', '--flink']; main()"
 _ROW = re.compile(r"^  (\d+) +(\d+) +([\d,]+) +(\S+) +([\d.]+)%$", re.MULTILINE)
 
 # Two GPUs, in the columns that are asked for.
@@ -106,23 +106,26 @@ def _task_managers(out: str) -> list[TaskManager]:
     ]
 
 
-def test_first_line_says_that_devices_are_simulated(tmp_path: Path) -> None:
-    first_line = _simulated(tmp_path).split("\n")[0]
-    assert first_line == (
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _simulated(tmp_path_factory.mktemp("demo"))
+
+
+def test_first_line_says_that_devices_are_simulated(out: str) -> None:
+    assert out.split("\n", maxsplit=1)[0] == (
         "The 2 GPUs of this demo will be simulated, as no usable NVIDIA GPU was found. All else is real."
     )
 
 
-def test_each_task_manager_has_its_own_gpu_and_reads_digits_on_it(tmp_path: Path) -> None:
-    one, other, _ = _task_managers(_simulated(tmp_path))
+def test_each_task_manager_has_its_own_gpu_and_reads_digits_on_it(out: str) -> None:
+    one, other, _ = _task_managers(out)
     assert one.devices | other.devices == {"0", "1"}
     assert one.devices != other.devices
     assert one.mask != other.mask
     assert min(one.accuracy, other.accuracy) > 0.9
 
 
-def test_gpu_of_the_killed_one_goes_to_the_new_one(tmp_path: Path) -> None:
-    out = _simulated(tmp_path)
+def test_gpu_of_the_killed_one_goes_to_the_new_one(out: str) -> None:
     killed, other, new = _task_managers(out)
     assert new.devices == killed.devices
     assert new.accuracy > 0.9
