@@ -13,10 +13,15 @@ settings.load_profile("unhurried")
 
 
 def pytest_configure() -> None:
-    """Let signals end what the tests start, also if pytest was started with them ignored, as by nohup."""
+    """Let signals end what the tests start, also if pytest was started with them ignored, as by nohup.
+
+    Coverage counts what runs in the tests' own processes, not what their children run.
+    """
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # measured itself; to measure what it starts would take twice the time
+        os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
 
 
 @pytest.hookimpl(wrapper=True)
