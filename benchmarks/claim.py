@@ -19,7 +19,7 @@ import click
 
 import contenders
 import owners
-from externalresource.coordination import Coordination, Owner, identify
+from externalresource.coordination import Coordination, Holder, Process, identify
 from externalresource.errors import NotEnoughDevicesError
 
 #: By the number of devices: how long a claim with its release may take, as a multiple of the floor.
@@ -47,13 +47,13 @@ class Device:
 class Pair:
     """Ours and the floor, with a coordination file each."""
 
-    def __init__(self, folder: Path, number: int, holders: Sequence[Owner]) -> None:
+    def __init__(self, folder: Path, number: int, holders: Sequence[Process]) -> None:
         self._ours, self._floor = folder / "ours", folder / "floor"
         self._devices = [Device(str(index), f"GPU-00000000-0000-4000-8000-{index:012}") for index in range(number)]
-        self._asker = identify(os.getpid())
+        self._asker = Holder(identify(os.getpid()))
         self._coordination = Coordination(str(self._ours), "gpu")
         for device, holder in zip(self._devices, holders, strict=False):
-            self._coordination.claim([device], 1, holder)
+            self._coordination.claim([device], 1, Holder(holder))
         self._released = self._ours.read_bytes()
         self._floor.write_bytes(self._released)
 
@@ -131,14 +131,14 @@ def main(runs: int, devices: Sequence[int]) -> None:
         _report_all_claimed(number, living[:number], "all, of dead: granted", runs // 10 + 1)
 
 
-def _report_all_claimed(number: int, holders: Sequence[Owner], held: str, runs: int) -> None:
+def _report_all_claimed(number: int, holders: Sequence[Process], held: str, runs: int) -> None:
     with _pair(number, holders) as pair:
         times = compare(pair.claim, pair.floor_of_claim, runs, pair.put_back)
     report(number, held, times)
 
 
 @contextlib.contextmanager
-def _pair(number: int, holders: Sequence[Owner]) -> Iterator[Pair]:
+def _pair(number: int, holders: Sequence[Process]) -> Iterator[Pair]:
     with tempfile.TemporaryDirectory() as name:
         yield Pair(Path(name), number, holders)
 

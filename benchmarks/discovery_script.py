@@ -20,10 +20,10 @@ import click
 import contenders
 import owners
 from contenders import Script
-from externalresource.coordination import Coordination, Owner
+from externalresource.coordination import Coordination, Holder, Process
 
 #: Returns the coordination file in which each owner holds one device, from 0 on.
-Ledger = Callable[[Sequence[Owner]], bytes]
+Ledger = Callable[[Sequence[Process]], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,8 @@ class Bench:
     ours: Script
     flinks: Script
     ledgers: Mapping[str, Ledger]
-    living: Sequence[Owner]
-    dead: Sequence[Owner]
+    living: Sequence[Process]
+    dead: Sequence[Process]
 
     def compare(self, case: Case, standin: int, runs: int) -> Result:
         """Run both in turn."""
@@ -138,18 +138,18 @@ def median_ms(command: Sequence[str], environment: Mapping[str, str], runs: int)
 
 
 def our_ledger(folder: Path) -> Ledger:
-    def ledger(owners: Sequence[Owner]) -> bytes:
+    def ledger(owners: Sequence[Process]) -> bytes:
         with tempfile.TemporaryDirectory(dir=folder) as name:
             file = Path(name, "prepared")
             coordination = Coordination(str(file), "gpu", gone=lambda owner, here: False)  # noqa: ARG005
             for index, owner in enumerate(owners):
-                coordination.claim([Device(str(index))], 1, owner)
+                coordination.claim([Device(str(index))], 1, Holder(owner))
             return file.read_bytes()
 
     return ledger
 
 
-def flinks_ledger(owners: Sequence[Owner]) -> bytes:
+def flinks_ledger(owners: Sequence[Process]) -> bytes:
     return "".join(f"{index} {owner.pid}\n" for index, owner in enumerate(owners)).encode()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from externalresource.coordination import Owner, identify
+from externalresource.coordination import Process, identify
 
 _SET_PARENT_DEATH_SIGNAL, _SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -105,7 +105,7 @@ def adopt_orphans() -> None:
 
 
 @contextlib.contextmanager
-def idle(count: int) -> Iterator[list[Owner]]:
+def idle(count: int) -> Iterator[list[Process]]:
     """So many processes, which have ended afterwards."""
     started = [subprocess.Popen(["sleep", "infinity"]) for _ in range(count)]
     try:

@@ -128,7 +128,7 @@ def simulated(ledger: str, amount: int, **more: str) -> dict[str, object]:
 
 
 def holders(ledger: str) -> list[int]:
-    return [holding.claim.pid for holding in Coordination(ledger, "gpu").held()]
+    return [claim.owner.process.pid for claim in Coordination(ledger, "gpu").held()]
 
 
 def test_devices_of_a_with_block_belong_to_this_process_until_its_end(ledger: str) -> None:
@@ -158,8 +158,8 @@ def test_context_gives_back_only_what_it_was_given(ledger: str) -> None:
             assert len(holders(ledger)) == 3
         assert len(holders(ledger)) == 1
         (info,) = outer.get_external_resource_infos("gpu")
-        (holding,) = Coordination(ledger, "gpu").held()
-        assert holding.claim.uuid == info.get_property("uuid")
+        (held,) = Coordination(ledger, "gpu").held()
+        assert held.uuid == info.get_property("uuid")
 
 
 def test_device_that_could_not_be_given_back_is_given_back_by_closing_again(ledger: str) -> None:

@@ -112,10 +112,10 @@ class Host:
     def held(self) -> list[str]:
         """Return who holds what now: `gpu 0`, `fpga fpga0`."""
         return sorted(
-            f"{name} {holding.claim.token}"
+            f"{name} {claim.token}"
             for name, file in self.files.items()
-            for holding in Coordination(file, name).held()
-            if holding.living
+            for claim in Coordination(file, name).held()
+            if claim.living
         )
 
     def queued(self) -> str:

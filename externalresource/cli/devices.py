@@ -11,7 +11,7 @@ from externalresource.cli.output import show, write
 from externalresource.errors import ExternalResourceError
 
 if TYPE_CHECKING:
-    from externalresource.coordination import Holding
+    from externalresource.coordination import Claim
     from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo
 
 _Device = Mapping[str, str]
@@ -49,7 +49,7 @@ def _properties(info: "ExternalResourceInfo") -> _Device:
     return properties(info)
 
 
-def _held(driver: "ExternalResourceDriver", resource: str) -> "list[Holding]":
+def _held(driver: "ExternalResourceDriver", resource: str) -> "list[Claim]":
     """Return who holds what, if that can be told: the devices are shown in any case."""
     from externalresource.drivers.contract import NotOfferedError
 
@@ -62,13 +62,13 @@ def _held(driver: "ExternalResourceDriver", resource: str) -> "list[Holding]":
         return []
 
 
-def _record(device: _Device, held: "Iterable[Holding]") -> dict[str, object]:
+def _record(device: _Device, held: "Iterable[Claim]") -> dict[str, object]:
     """Return a device for programs."""
     holder = _holder(device, held)
     return {**device, **({"held_by": holder} if holder else {})}
 
 
-def _line(device: _Device, held: "Iterable[Holding]", columns: Mapping[str, Sequence[str]] | None) -> dict[str, object]:
+def _line(device: _Device, held: "Iterable[Claim]", columns: Mapping[str, Sequence[str]] | None) -> dict[str, object]:
     """Return a device for people, by heading.
 
     `columns` are the driver's own: of each, the first property counts that the device has. A driver without them shows
@@ -94,13 +94,13 @@ def _matrix(devices: Iterable[_Device]) -> list[dict[str, object]]:
     return [{"": name, **dict(zip(links, row, strict=True))} for name, row in links.items()]
 
 
-def _holder(device: _Device, held: "Iterable[Holding]") -> dict[str, object] | None:
+def _holder(device: _Device, held: "Iterable[Claim]") -> dict[str, object] | None:
     """Return what `status` shows of the living owner's claim of this very device."""
     from externalresource.coordination.whereabouts import row
 
     uuid, index = device.get("uuid"), device.get("index")
-    for holding in held:
-        claim = holding.claim
-        if holding.living and (claim.uuid == uuid if claim.uuid and uuid else claim.token == index):
-            return row(holding)
+    for claim in held:
+        living = [holder for holder in claim.holders if holder.living]
+        if living and (claim.uuid == uuid if claim.uuid and uuid else claim.token == index):
+            return row(claim, living[0])
     return None

@@ -10,7 +10,7 @@ from externalresource.cli.asking import driver_of, listed
 from externalresource.cli.output import show
 
 if TYPE_CHECKING:
-    from externalresource.coordination import Holding
+    from externalresource.coordination import Claim, Holder
 
 
 @click.command()
@@ -24,14 +24,14 @@ def status(resource: str, form: str, *, watch: bool, **given: Any) -> None:
     PID is the process as this host sees it, PROGRAM what it runs now. A dead owner's device is free: its claim is
     struck out when the device is wanted, or by `release --dead`.
     """
-    from externalresource.coordination.whereabouts import row
+    from externalresource.coordination.whereabouts import rows
 
     driver = driver_of(resource, arguments.options(given))
     while True:
         if watch:
             click.clear()
         held = listed(resource, driver.held)
-        show([row(holding) for holding in held], form, nothing=f"No {resource} device is held.")
+        show(rows(held), form, nothing=f"No {resource} device is held.")
         if not watch:
             return
         time.sleep(1)
@@ -56,18 +56,18 @@ def release(resource: str, *, dead: bool, device: str | None, owner: int | None,
     from externalresource.coordination import pid_here
     from externalresource.coordination.whereabouts import may_strike
 
-    def named(holding: "Holding") -> bool:
+    def named(claim: "Claim", holder: "Holder") -> bool:
         return (
-            (not dead or not holding.living)
-            and device in (None, holding.claim.token, holding.claim.uuid)
-            and owner in (None, holding.owner.pid, pid_here(holding.owner))
+            (not dead or not holder.living)
+            and device in (None, claim.token, claim.uuid)
+            and owner in (None, holder.process.pid, pid_here(holder.process))
         )
 
-    def struck_out(holding: "Holding") -> bool:
-        return named(holding) and may_strike(holding, force=force)
+    def struck_out(claim: "Claim", holder: "Holder") -> bool:
+        return named(claim, holder) and may_strike(claim, holder, force=force)
 
     dropped = listed(resource, driver_of(resource, arguments.options(given)).drop, struck_out)
-    for holding in dropped:
-        click.echo(f"released {holding.claim.token}, held by pid {holding.owner.pid}")
+    for claim, holder in dropped:
+        click.echo(f"released {claim.token}, held by pid {holder.process.pid}")
     if not dropped:
         click.echo("nothing to release: no such claim")

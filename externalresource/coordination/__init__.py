@@ -6,7 +6,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from externalresource.coordination.claims import (
         Coordination,
-        Holding,
         first,
         in_container,
         is_here,
@@ -15,20 +14,21 @@ if TYPE_CHECKING:
         pid_here,
         program_of,
     )
+    from externalresource.coordination.holders import Claim, Holder, above
     from externalresource.coordination.inside import run_variable, runs_around
-    from externalresource.coordination.ledger import Claim
     from externalresource.coordination.lock import flock
     from externalresource.coordination.matching import Claimable
     from externalresource.coordination.own_claims import Grants
-    from externalresource.coordination.process import Owner, identify
+    from externalresource.coordination.process import Process, identify
 
 __all__ = [
     "Claim",
     "Claimable",
     "Coordination",
     "Grants",
-    "Holding",
-    "Owner",
+    "Holder",
+    "Process",
+    "above",
     "first",
     "flock",
     "identify",
@@ -44,7 +44,6 @@ __all__ = [
 
 _HOME = {
     "Coordination": "claims",
-    "Holding": "claims",
     "first": "claims",
     "in_container": "claims",
     "is_here": "claims",
@@ -54,11 +53,13 @@ _HOME = {
     "program_of": "claims",
     "run_variable": "inside",
     "runs_around": "inside",
-    "Claim": "ledger",
+    "Claim": "holders",
+    "Holder": "holders",
+    "above": "holders",
     "flock": "lock",
     "Claimable": "matching",
     "Grants": "own_claims",
-    "Owner": "process",
+    "Process": "process",
     "identify": "process",
 }
 __getattr__, __dir__ = face(__name__, _HOME)

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 
 from externalresource.coordination import holders, ledger, life_lock, matching, queue
 from externalresource.coordination import process as processes
+from externalresource.coordination.holders import Claim, Holder
 from externalresource.coordination.inside import runs_around
-from externalresource.coordination.ledger import Claim
 from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.lock import Lock, Try, by_filelock
 from externalresource.coordination.matching import Claimable
-from externalresource.coordination.process import Observer, Owner
+from externalresource.coordination.process import Observer, Process
 from externalresource.coordination.queue import Place
 from externalresource.coordination.request import NeverEnoughError, Request, TooFewError, bounded, choice, refusal
 from externalresource.errors import ConfigurationError, CoordinationError, NotEnoughDevicesError
-from externalresource.records import record, replace
+from externalresource.records import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,21 +32,6 @@ DEFAULT_TIMEOUT = 9.0  # seconds: Flink's 10 for a discovery script, less its st
 _PAUSE = 0.05, 0.5  # seconds between two looks of a waiting process: the first, and the longest
 _FEW = 128  # claims, more than 16 GPUs have slices: a look at the holders of more costs more than all the rest
 _LEAVING = 0.5  # seconds for the lock to be free when a waiting process gives up
-
-
-@record
-class Holding:
-    """What one process holds, as `status` shows it."""
-
-    claim: Claim
-    #: The claim's owner, or who has a share of it.
-    owner: Owner
-    #: UTC, as in 2026-11-20T18:23:54Z; None for a line of Flink's script.
-    since: str | None
-    #: False only if the owner provably is no more.
-    living: bool
-    #: Of whose devices this is a share; None for the claim's owner.
-    share_of: Owner | None = None
 
 
 def first(free: "Sequence[D]", claims: Sequence[Claim], amount: int) -> "Sequence[D]":
@@ -65,24 +50,24 @@ def in_container() -> bool:
     return processes.observer().in_container
 
 
-def is_here(owner: Owner) -> bool:
+def is_here(process: Process) -> bool:
     """Return whether that process was seen from this very pid namespace."""
-    return owner.pid_namespace == processes.observer().pid_namespace
+    return process.pid_namespace == processes.observer().pid_namespace
 
 
-def pid_here(owner: Owner) -> int | None:
-    """Return the pid by which this process sees an owner, if it sees it."""
-    return processes.pid_of(owner, processes.observer())
+def pid_here(process: Process) -> int | None:
+    """Return the pid by which this process sees another one, if it sees it."""
+    return processes.pid_of(process, processes.observer())
 
 
-def program_of(owner: Owner) -> str | None:
-    """Return the program that an owner runs, as far as this process sees it, without its arguments."""
-    return processes.program_of(owner, processes.observer())
+def program_of(process: Process) -> str | None:
+    """Return the program that a process runs, as far as this process sees it, without its arguments."""
+    return processes.program_of(process, processes.observer())
 
 
-def lives(owner: Owner) -> bool:
+def lives(process: Process) -> bool:
     """Return False only if that process provably is no more."""
-    return not processes.gone(owner, processes.observer())
+    return not processes.gone(process, processes.observer())
 
 
 class Coordination:
@@ -101,7 +86,7 @@ class Coordination:
         *,
         lock: Try = by_filelock,
         in_container: Callable[[], bool] = in_container,
-        gone: Callable[[Owner, Observer], bool] = processes.gone,
+        gone: Callable[[Process, Observer], bool] = processes.gone,
         pause: Callable[[float, str], None] = lambda seconds, _reason: time.sleep(seconds),
         runs: Sequence[frozenset[str]] | None = None,
     ) -> None:
@@ -119,28 +104,28 @@ class Coordination:
         self,
         devices: "Sequence[D]",
         amount: int,
-        owner: Owner,
+        holder: Holder,
         *,
         choose: "Choose[D]" = first,
         deadline: float | None = None,
         wait: float = 0,
         suits: "Callable[[D], bool]" = lambda _device: True,
     ) -> "list[D]":
-        """Record `amount` of the devices for `owner` and return them: none that a living owner may hold.
+        """Record `amount` of the devices for `holder` and return them: none that a living owner may hold.
 
         `choose` picks among the free ones, under the lock, or raises NotEnoughDevicesError if none of them will do now;
         `deadline` (of `time.monotonic`) bounds the wait for it.
         With `wait` (seconds) devices that others hold are queued for, first come, first served; of them those that
         `suits` (which `choose` would not refuse at the moment) are kept meanwhile.
-        Inside of a run that lives and has devices here the owner gets a share of these.
+        Inside of a run that lives and has devices here the holder gets a share of these.
         Raises NotEnoughDevicesError, which says who holds them; CoordinationError if the file cannot be used.
         """
         if amount < 1:
             raise ConfigurationError(f"the amount must be a positive integer, not {amount}")
         if amount > len(devices):
             raise NotEnoughDevicesError(f"{amount} wanted, this host has {len(devices)}")
-        owner = owner if owner.grant else replace(owner, grant=new_grant())
-        request = Request(devices, amount, owner, choose, suits, wait)
+        holder = holder if holder.grant else replace(holder, grant=new_grant())
+        request = Request(devices, amount, holder, choose, suits, wait)
         end = time.monotonic() + wait
         try:
             return self._claim_now(request, deadline, None)
@@ -149,48 +134,68 @@ class Coordination:
                 raise
         return self._claim_in_queue(request, end, None if deadline is None else deadline + wait)
 
-    def release(self, devices: Iterable[Claimable], owner: Owner, *, deadline: float | None = None) -> int:
-        """Give back those of the devices that this owner holds; return how many those were."""
+    def release(self, devices: Iterable[Claimable], holder: Holder, *, deadline: float | None = None) -> int:
+        """Give back those of the devices that this process holds, by this grant if it names one; return how many."""
         given_back = list(devices)
 
-        def is_his(holder: Owner) -> bool:
-            return holder.same_process(owner) and owner.grant in (None, holder.grant)
+        def stays(other: Holder) -> bool:
+            return other.process != holder.process or holder.grant not in (None, other.grant)
 
-        with self._locked(deadline):
-            claims, here = self._read(), processes.observer()
-            his = [claim for claim in claims if holders.may_be(claim, owner.pid)]
-            named = [claim for claim in his if any(matching.same(claim, device) for device in given_back)]
-            stay = {id(claim): [not is_his(holder) for holder in holders.of(claim, here)] for claim in named}
-            self._write(claims, holders.narrowed(claims, lambda claim: stay.get(id(claim))))
-        return sum(not all(each) for each in stay.values())
+        def after(claim: Claim) -> Claim | None:
+            named = any(matching.same(claim, device) for device in given_back)
+            return holders.left(claim, stays) if named else claim
 
-    def drop(self, which: Callable[[Holding], bool], *, deadline: float | None = None) -> list[Holding]:
-        """Strike out the claims, and shares of claims, for which `which` answers True, and return them."""
+        return len(self._strike_out(after, deadline))
+
+    def drop(
+        self, which: Callable[[Claim, Holder], bool], *, deadline: float | None = None
+    ) -> list[tuple[Claim, Holder]]:
+        """Strike out the holders of claims for which `which` answers True, and return them, each with its claim."""
+        judged = self._judge()
+        dropped: list[tuple[Claim, Holder]] = []
+
+        def after(claim: Claim) -> Claim | None:
+            shown = judged(claim)
+
+            def stays(holder: Holder) -> bool:
+                if which(shown, holder):
+                    dropped.append((shown, holder))
+                    return False
+                return True
+
+            return _left(claim, shown, stays)
+
+        self._strike_out(after, deadline)
+        return dropped
+
+    def held(self, process: Process | None = None) -> list[Claim]:
+        """Return the claims, or those of one process; each holder tells whether it lives.
+
+        Needs no lock: the file is only ever replaced whole.
+        """
+        claims = map(self._judge(), self._read())
+        return [claim for claim in claims if process is None or process in [each.process for each in claim.holders]]
+
+    def _strike_out(self, after: Callable[[Claim], Claim | None], deadline: float | None) -> list[Claim]:
+        """Replace each claim by what `after` leaves of it; return those that have changed, as they were."""
         with self._locked(deadline):
             claims = self._read()
-            decided = {id(claim): [(each, which(each)) for each in held] for claim, held in self._held(claims)}
-            self._write(
-                claims, holders.narrowed(claims, lambda claim: [not dropped for _, dropped in decided[id(claim)]])
-            )
-        return [holding for each in decided.values() for holding, dropped in each if dropped]
+            left = [(claim, after(claim)) for claim in claims]
+            self._write(claims, [kept for _, kept in left if kept is not None])
+        return [claim for claim, kept in left if kept is not claim]
 
-    def held(self, owner: Owner | None = None) -> list[Holding]:
-        """Return who holds what, or what one owner holds. Needs no lock: the file is only ever replaced whole."""
-        holdings = [holding for _, held in self._held(self._read()) for holding in held]
-        return [holding for holding in holdings if owner is None or holding.owner.same_process(owner)]
-
-    def _life_lock(self, owner: Owner) -> LifeLock | None:
-        """Return a lock by which other containers, where the owner's pid means nothing, see that it lives.
+    def _life_lock(self, holder: Holder) -> LifeLock | None:
+        """Return a lock by which other containers, where the holder's pid means nothing, see that it lives.
 
         Made only under the lock, lest one that waits and is killed leave it.
         """
-        if owner.witness is not None or not self.in_container():
+        if holder.life_lock is not None or not self.in_container():
             return None
-        itself = owner.pid == os.getpid()
+        itself = holder.process.pid == os.getpid()
         life = LifeLock(self.path, inherited=not itself)
         if not itself:
             try:
-                life.post(owner)
+                life.post(holder.process)
             except CoordinationError:
                 life.close()
                 raise
@@ -249,11 +254,11 @@ class Coordination:
                     place = queue.place(name, request.amount, suitable, request.line)
                     self._write_queue(places, [*before, place, *behind])
                 raise
-            life = self._life_lock(request.owner)
+            life = self._life_lock(request.holder)
             try:
-                owner = replace(request.owner, witness=life.name) if life else request.owner
+                holder = replace(request.holder, life_lock=life.name) if life else request.holder
                 self._write_queue(places, [*before, *behind])  # before the claim, which stands once it is written
-                self._write(claimed, self._granted(request, claims, chosen, owner))
+                self._write(claimed, self._granted(request, claims, chosen, holder))
             except BaseException:
                 if life:
                     life.close()
@@ -264,22 +269,25 @@ class Coordination:
 
     def _within(self, request: Request, claims: Sequence[Claim]) -> Request:
         """Return the request bounded by the devices of the run that it is made in, if that has any here."""
+        here = processes.observer()
         for grants in reversed(self._runs):
-            here = processes.observer()
-            held = [(claim, each) for claim in claims for each in holders.of(claim, here) if each.grant in grants]
-            living = [(claim, each) for claim, each in held if not self._dead(each, here)]
+            held = [(claim, each) for claim in claims for each in holders.seen(claim, here) if each.grant in grants]
+            living = [(claim, each.process) for claim, each in held if not self._dead(each, here)]
             if living:
                 return bounded(request, grants, living)
         return request
 
     def _granted(
-        self, request: Request, claims: Sequence[Claim], chosen: "Sequence[Any]", owner: Owner
+        self, request: Request, claims: Sequence[Claim], chosen: "Sequence[Any]", holder: Holder
     ) -> Sequence[Claim]:
         """Return the claims with what was chosen among them."""
+        holder = replace(holder, since=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         if not request.within:
-            return ledger.append(claims, [self._new_claim(device, owner) for device in chosen])
+            return ledger.append(claims, [self._new_claim(device, holder) for device in chosen])
         return [
-            holders.shared(claim, owner) if any(matching.same(claim, device) for device in chosen) else claim
+            holders.shared(claim, request.within, holder)
+            if any(matching.same(claim, device) for device in chosen)
+            else claim
             for claim in claims
         ]
 
@@ -296,8 +304,9 @@ class Coordination:
                 return before, choice(request, before, ahead)
             except NotEnoughDevicesError:
                 pass
-        living = {id(claim): [holding.living for holding in held] for claim, held in self._held(before)}
-        claims = holders.narrowed(before, lambda claim: living[id(claim)])
+        judged = self._judge()
+        left = [_left(claim, judged(claim), lambda holder: holder.living) for claim in before]
+        claims = [claim for claim in left if claim is not None]
         try:
             return claims, choice(request, claims, ahead)
         except TooFewError as error:
@@ -313,9 +322,9 @@ class Coordination:
             return list(claims)
         claims = ledger.parse(text, self.path)
         for claim in claims:
-            if claim.details.get("class", self._class) != self._class:
+            if claim.device_class not in (None, self._class):
                 raise CoordinationError(
-                    f"{self.path} coordinates {claim.details['class']!r}, not {self._class!r}: "
+                    f"{self.path} coordinates {claim.device_class!r}, not {self._class!r}: "
                     "one file serves one class of devices; choose another file"
                 )
         self._known = text, claims
@@ -326,7 +335,7 @@ class Coordination:
         if len(before) == len(after) and list(before) == list(after):
             return
         self._known = ledger.write(self.path, after), after
-        were, are = holders.witnesses(before), holders.witnesses(after)
+        were, are = holders.life_locks(before), holders.life_locks(after)
         for name in were - are:
             if name in self._life_locks:
                 self._life_locks.pop(name).close()
@@ -335,31 +344,45 @@ class Coordination:
         if were or are:
             life_lock.sweep(self.path, are)
 
-    def _held(self, claims: Sequence[Claim]) -> list[tuple[Claim, list[Holding]]]:
+    def _judge(self) -> Callable[[Claim], Claim]:
+        """Return what tells of each holder of a claim whether it lives. It looks at each process once."""
         here = processes.observer()
-        chains = [holders.of(claim, here) for claim in claims]
-        dead = {owner for owner in {owner for chain in chains for owner in chain} if self._dead(owner, here)}
-        return [
-            (
-                claim,
-                [
-                    Holding(claim, owner, since, living=owner not in dead, share_of=outer)
-                    for owner, since, outer in zip(chain, holders.since(claim), [None, *chain[:-1]], strict=True)
-                ],
-            )
-            for claim, chain in zip(claims, chains, strict=True)
-        ]
+        dead: dict[object, bool] = {}
 
-    def _dead(self, owner: Owner, here: Observer) -> bool:
-        """Return True only if neither the owner nor, where they count, its children can use the device any more."""
-        judged = here.can_judge(owner)
-        if owner.witness is None or (judged and not owner.until_children_exit):
-            return self._gone(owner, here)
-        if processes.before_this_boot(owner, here):
+        def is_dead(holder: Holder) -> bool:
+            process = holder.process
+            key = process, process.pidfd_inode, holder.life_lock, holder.until_children_exit
+            if key not in dead:
+                dead[key] = self._dead(holder, here)
+            return dead[key]
+
+        def judged(claim: Claim) -> Claim:
+            if not claim.understood:
+                return claim
+            seen = holders.seen(claim, here)
+            lost = [holder for holder in seen if is_dead(holder)]
+            if not lost and seen is claim.holders:
+                return claim
+            return replace(claim, holders=tuple([replace(each, living=not is_dead(each)) for each in seen]))
+
+        return judged
+
+    def _dead(self, holder: Holder, here: Observer) -> bool:
+        """Return True only if neither the holder nor, where they count, its children can use the device any more."""
+        process, lock = holder.process, holder.life_lock
+        judged = here.can_judge(process)
+        if lock is None or (judged and not holder.until_children_exit):
+            return self._gone(process, here)
+        if processes.before_this_boot(process, here):
             return True
-        return not (judged and not self._gone(owner, here)) and not life_lock.stands(self.path, owner.witness)
+        return not (judged and not self._gone(process, here)) and not life_lock.stands(self.path, lock)
 
-    def _new_claim(self, device: Claimable, owner: Owner) -> Claim:
-        named = {"uuid": device.uuid, "parent_uuid": device.parent_uuid, "parent_token": device.parent_token}
-        known = {key: value for key, value in named.items() if value is not None}
-        return Claim(device.token, owner.pid, {**known, "class": self._class, **holders.recorded(owner)})
+    def _new_claim(self, device: Claimable, holder: Holder) -> Claim:
+        parents = device.parent_uuid, device.parent_token
+        return Claim(device.token, (replace(holder, root=True),), device.uuid, *parents, self._class)
+
+
+def _left(claim: Claim, judged: Claim, stays: Callable[[Holder], bool]) -> Claim | None:
+    """Return what is left of a claim, of which we know who lives: the very same if nobody goes."""
+    kept = holders.left(judged, stays)
+    return claim if kept is judged else kept

@@ -1,114 +1,138 @@
-"""Who holds a claim: its owner, and whoever took a share of that. A line of the coordination file is a chain of them.
+"""Who holds a device: a claim, and its holders, which form a tree. Touches no file.
 
-The owner comes first; each of the others took the device from the one before it: an `externalresource run` inside
-another, a Python worker inside its TaskManager. The last has the device for itself, and whoever is left when the owner
-has ended is the owner then: a device is free once none of them lives.
+Roots hold the device itself, one exclusively or several with shares. Behind a root stands who took the device from it,
+and behind that who took it on: an `externalresource run` inside another, a Python worker inside its TaskManager. The
+last of these has the device for itself. Whoever is left when a root has ended is the root then: a device is free once
+no holder lives.
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from externalresource.coordination.ledger import Claim
-from externalresource.coordination.process import Observer, Owner
+from externalresource.coordination.process import Observer, Process
+from externalresource.records import record, replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
-_FIELDS = (
-    "start_time", "boot_id", "pid_namespace", "time_namespace", "uid", "program", "pidfd_inode",
-    "witness", "until_children_exit", "since", "grant",
-)  # fmt: skip
+#: What a line of the file may need of its reader. None yet: whoever does not know a word must not touch the line.
+_KNOWN_NEEDS: frozenset[str] = frozenset()
 
 
-def of(claim: Claim, here: Observer) -> list[Owner]:
-    """Return the holders of a claim, its owner first."""
-    if not claim.details:  # of Flink's script, which knows no namespaces: a container cannot tell whose pid that is
-        return [Owner(claim.pid, pid_namespace=None if here.in_container else here.pid_namespace)]
-    return [_holder(claim.pid, claim.details), *(_holder(share["pid"], share) for share in _shares(claim))]
+@record
+class Holder:
+    """A process that holds a device."""
+
+    process: Process
+    #: Name of what it was granted at one time, of which others may take a part.
+    grant: str | None = None
+    #: UTC, as in 2026-11-20T18:23:54Z.
+    since: str | None = None
+    #: Name of a lock that is free once the holder has ended, for those who cannot see its pid; see life_lock.py.
+    life_lock: str | None = None
+    #: Whoever inherited that lock counts as the holder, too.
+    until_children_exit: bool = False
+    #: It holds the device itself, and has it from no other holder.
+    root: bool = True
+    #: How much of the device it has; None is all of it.
+    share: "Mapping[str, Any] | None" = None
+    #: What else the file says of it: it is kept.
+    others: "Mapping[str, Any]" = {}  # noqa: RUF012 - nobody changes it
+    #: False only if it provably is no more, as `Coordination.held` has seen it.
+    living: bool = True
 
 
-def may_be(claim: Claim, pid: int) -> bool:
-    """Return whether a process of that pid may be a holder of the claim: a quick look, where there are many claims."""
-    return claim.pid == pid or any(share["pid"] == pid for share in claim.details.get("shares", ()))
+@record
+class Claim:
+    """A device and its holders, each behind the one that it has it from."""
+
+    #: The device's name as CUDA_VISIBLE_DEVICES takes it, or any other blank-free word.
+    token: str
+    holders: Sequence[Holder]
+    uuid: str | None = None
+    parent_uuid: str | None = None
+    parent_token: str | None = None
+    device_class: str | None = None
+    #: What whoever reads the line must know to judge it.
+    needs: Sequence[str] = ()
+    #: What else the file says of it: it is kept.
+    others: "Mapping[str, Any]" = {}  # noqa: RUF012 - nobody changes it
+    #: As it stands in the file, which is kept to the letter; empty if it does not stand there yet.
+    line: str = ""
+    #: Flink's script wrote it, which knows a device and a pid, and no namespaces.
+    flinks: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Claim) and self._content() == other._content()
+
+    def __hash__(self) -> int:
+        return hash((self.token, self.uuid))
+
+    def _content(self) -> tuple[object, ...]:
+        device = self.token, self.uuid, self.parent_uuid, self.parent_token, self.device_class
+        return *device, tuple(self.holders), tuple(self.needs), self.others
+
+    @property
+    def owner(self) -> Holder:
+        """The first holder, for Flink's two columns and for messages."""
+        return self.holders[0]
+
+    @property
+    def living(self) -> bool:
+        return any(holder.living for holder in self.holders)
+
+    @property
+    def understood(self) -> bool:
+        """Whether we may judge it. Another one counts as held, and stays as it is."""
+        return _KNOWN_NEEDS.issuperset(self.needs)
 
 
-def since(claim: Claim) -> list[str | None]:
-    """Return since when each of the holders has it."""
-    return [record.get("since") for record in (claim.details, *_shares(claim))]
+def seen(claim: Claim, here: Observer) -> Sequence[Holder]:
+    """Return the holders; those of Flink's script are taken for the observer's own: a container cannot tell."""
+    if not claim.flinks or here.in_container:
+        return claim.holders
+    return [
+        replace(holder, process=replace(holder.process, pid_namespace=here.pid_namespace)) for holder in claim.holders
+    ]
 
 
-def last_grant(claim: Claim) -> str | None:
-    """Return the grant of the holder that has the device for itself."""
-    record = (claim.details, *_shares(claim))[-1]
-    return record.get("grant")
+def above(claim: Claim, holder: Holder) -> Holder | None:
+    """Return from whom a holder has its device; None for a root."""
+    at = next(number for number, each in enumerate(claim.holders) if each is holder)
+    return None if holder.root else claim.holders[at - 1]
 
 
-def witnesses(claims: Iterable[Claim]) -> set[str]:
+def last_grants(claim: Claim) -> set[str | None]:
+    """Return the grants of those that have the device, or their share of it, for themselves."""
+    behind = [*claim.holders[1:], None]
+    return {holder.grant for holder, after in zip(claim.holders, behind, strict=True) if after is None or after.root}
+
+
+def life_locks(claims: Iterable[Claim]) -> set[str]:
     """Return the names of the locks on which claims rest."""
-    records = [claim.details for claim in claims]
-    records += [share for record in records if "shares" in record for share in record["shares"]]
-    return {record["witness"] for record in records if "witness" in record}
+    return {holder.life_lock for claim in claims for holder in claim.holders if holder.life_lock}
 
 
-def recorded(owner: Owner) -> "dict[str, Any]":
-    """Return what the coordination file says of a holder besides its pid, as of now."""
-    known = {
-        "start_time": owner.start_time,
-        "boot_id": owner.boot_id,
-        "pid_namespace": owner.pid_namespace,
-        "time_namespace": owner.time_namespace,
-        "uid": owner.uid,
-        "program": owner.program,
-        "pidfd_inode": owner.pidfd_inode,
-        "witness": owner.witness,
-        "until_children_exit": owner.until_children_exit or None,
-        "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "grant": owner.grant,
-    }
-    return {key: value for key, value in known.items() if value is not None}
+def shared(claim: Claim, grants: Collection[str], taker: Holder) -> Claim:
+    """Return the claim with one more holder, who takes the device from the one that has it by one of these grants."""
+    at = next(number for number, holder in reversed([*enumerate(claim.holders)]) if holder.grant in grants) + 1
+    held = [*claim.holders[:at], replace(taker, root=False), *claim.holders[at:]]
+    return replace(claim, holders=tuple(held), line="", flinks=False)
 
 
-def shared(claim: Claim, owner: Owner) -> Claim:
-    """Return the claim with one more holder, who takes it from the last."""
-    share = {"pid": owner.pid, **recorded(owner)}
-    return Claim(claim.token, claim.pid, {**claim.details, "shares": [*_shares(claim), share]})
+def left(claim: Claim, stays: Callable[[Holder], bool]) -> Claim | None:
+    """Return the claim with those holders that stay, the first behind a root that does not as the root; None of none.
 
-
-def narrowed(claims: Iterable[Claim], stay: Callable[[Claim], Sequence[bool] | None]) -> list[Claim]:
-    """Return the claims with those of their holders that stay, the first as its owner; None is for all."""
-    left = [(claim, stay(claim)) for claim in claims]
-    kept = [claim if who is None or all(who) else _narrowed(claim, who) for claim, who in left]
-    return [claim for claim in kept if claim is not None]
-
-
-def _narrowed(claim: Claim, stay: Sequence[bool]) -> Claim | None:
-    own = {key: value for key, value in claim.details.items() if key in _FIELDS}
-    records = [{"pid": claim.pid, **own}, *_shares(claim)]
-    left = [record for record, stays in zip(records, stay, strict=True) if stays]
-    if not left:
-        return None
-    device = {key: value for key, value in claim.details.items() if key not in _FIELDS and key != "shares"}
-    owner = {key: value for key, value in left[0].items() if key != "pid"}
-    return Claim(claim.token, left[0]["pid"], {**device, **owner, **({"shares": left[1:]} if left[1:] else {})})
-
-
-def _shares(claim: Claim) -> "Sequence[Mapping[str, Any]]":
-    shares: Sequence[Mapping[str, Any]] = claim.details.get("shares", ())
-    return shares
-
-
-def _holder(pid: int, record: "Mapping[str, Any]") -> Owner:
-    return Owner(
-        pid=pid,
-        start_time=record.get("start_time"),
-        boot_id=record.get("boot_id"),
-        pid_namespace=record.get("pid_namespace"),
-        time_namespace=record.get("time_namespace"),
-        uid=record.get("uid"),
-        program=record.get("program"),
-        pidfd_inode=record.get("pidfd_inode"),
-        witness=record.get("witness"),
-        until_children_exit=record.get("until_children_exit", False),
-        grant=record.get("grant"),
-    )
+    It is the same object if nobody goes, or if we may not judge it.
+    """
+    kept: list[Holder] = []
+    rootless = False
+    for holder in claim.holders:
+        rootless = rootless or holder.root
+        if not claim.understood or stays(holder):
+            kept.append(replace(holder, root=True) if rootless and not holder.root else holder)
+            rootless = False
+    if len(kept) == len(claim.holders):
+        return claim
+    return replace(claim, holders=tuple(kept), line="", flinks=False) if kept else None

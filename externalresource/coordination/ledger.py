@@ -11,11 +11,13 @@ import functools
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from externalresource.coordination import safe_files
+from externalresource.coordination.holders import Claim, Holder
+from externalresource.coordination.process import Process
 from externalresource.errors import CoordinationError
-from externalresource.records import record
+from externalresource.records import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,49 +25,17 @@ if TYPE_CHECKING:
 
 # A byte order mark, or another character that nobody sees, would make a device's line one of another device.
 _LINE = re.compile(r"([!-~]+) ([1-9][0-9]{0,8})(?: (\{.*\}))?")
-_TYPES = {  # of the fields that decide who holds what, where they stand
-    **dict.fromkeys(("uuid", "parent_uuid", "parent_token", "class"), str),
-    **dict.fromkeys(("boot_id", "since", "program", "witness", "grant"), str),
-    **dict.fromkeys(("start_time", "pid_namespace", "time_namespace", "uid", "pidfd_inode"), int),
-    "until_children_exit": bool,
-}
+_DEVICE = {"uuid": str, "parent_uuid": str, "parent_token": str, "class": str}
+_PROCESS = {
+    "start_time": int, "boot_id": str, "pid_namespace": int, "time_namespace": int, "uid": int, "program": str,
+    "pidfd_inode": int,
+}  # fmt: skip
+_HOLDER = {"witness": str, "until_children_exit": bool, "since": str, "grant": str, "share": dict}
+_TYPES = {**_DEVICE, **_PROCESS, **_HOLDER, "needs": list}  # of the fields that decide who holds what, where they stand
 _LARGEST_PID = 999_999_999
 _LOCK_TEXT = b"The lock of a coordination file. If that is missing beside this, its claims have been lost.\n"
 _PLAIN = frozenset(range(0x21, 0x7F)) - {ord("%")}  # all that is printable but blanks and %
 _QUOTED = re.compile(rb"%([0-9A-Fa-f]{2})")
-
-
-@record
-class Claim:
-    """One device in one owner's hands."""
-
-    #: The device's name as CUDA_VISIBLE_DEVICES takes it, or any other blank-free word.
-    token: str
-    pid: int
-    #: What the third column says; empty for a line of Flink's own script. Fields that we do not know are kept.
-    details: "Mapping[str, Any]" = {}  # noqa: RUF012 - nobody changes it
-    #: As it stands in the file, which is kept to the letter; empty if it does not stand there yet.
-    line: str = ""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Claim) and (self.token, self.pid, self.details) == (
-            other.token, other.pid, other.details
-        )  # fmt: skip
-
-    def __hash__(self) -> int:
-        return hash((self.token, self.pid))
-
-    @property
-    def uuid(self) -> str | None:
-        return self.details.get("uuid")
-
-    @property
-    def parent_uuid(self) -> str | None:
-        return self.details.get("parent_uuid")
-
-    @property
-    def parent_token(self) -> str | None:
-        return self.details.get("parent_token")
 
 
 def lock_file(path: str) -> str:
@@ -119,7 +89,7 @@ def append(claims: Sequence[Claim], new: Iterable[Claim]) -> list[Claim]:
     taken = {claim.token for claim in claims}
     for claim in new:
         token = claim.uuid if claim.token in taken and claim.uuid else claim.token
-        result.append(_recordable(Claim(token, claim.pid, claim.details)))
+        result.append(_recordable(replace(claim, token=token)))
         taken.add(token)
     return result
 
@@ -155,20 +125,49 @@ def _claim(line: str) -> Claim:
         details = json.loads(text) if text else {}
     except RecursionError:
         raise ValueError(line) from None
-    if not (_typed(details) and _are_shares(details.get("shares", []))):
+    shares = details.pop("shares", [])
+    if not (_typed(details) and all(isinstance(word, str) for word in details.get("needs", ()))):
         raise ValueError(line)
-    return Claim(unquoted(token), int(pid), details, line)
+    uuid, parent_uuid, parent_token, device_class = [details.pop(name, None) for name in _DEVICE]
+    needs = tuple(details.pop("needs", ()))
+    first, others = _holder(int(pid), details, root=True)
+    claim = Claim(
+        unquoted(token), (first,), uuid, parent_uuid, parent_token, device_class, needs, others, line, text is None
+    )
+    # What a line that we do not understand says of further holders may look in any way.
+    return replace(claim, holders=(first, *_sharers(shares))) if claim.understood else claim
+
+
+def _holder(pid: int, fields: "Mapping[str, Any]", *, root: bool) -> "tuple[Holder, Mapping[str, Any]]":
+    """Return the holder that these fields describe, and the others of them."""
+    process = Process(pid, *[fields.get(name) for name in _PROCESS])
+    holder = Holder(
+        process,
+        fields.get("grant"),
+        fields.get("since"),
+        fields.get("witness"),
+        fields.get("until_children_exit", False),
+        root,
+        fields.get("share"),
+    )
+    return holder, {name: value for name, value in fields.items() if name not in _PROCESS and name not in _HOLDER}
+
+
+def _sharers(shares: "Any") -> "Iterator[Holder]":
+    if not isinstance(shares, list):
+        raise ValueError(shares)  # noqa: TRY004 - as for all that cannot be read
+    for share in shares:
+        if not (isinstance(share, dict) and type(share.get("pid")) is int and 0 < share["pid"] <= _LARGEST_PID):
+            raise ValueError(share)
+        if not (_typed(share) and type(share.get("root", False)) is bool):
+            raise ValueError(share)
+        fields = dict(share)
+        holder, others = _holder(fields.pop("pid"), fields, root=fields.pop("root", False))
+        yield replace(holder, others=others)
 
 
 def _typed(fields: "Mapping[str, Any]") -> bool:
     return all(type(fields[key]) is kind for key, kind in _TYPES.items() if key in fields)
-
-
-def _are_shares(shares: "Any") -> bool:
-    return isinstance(shares, list) and all(
-        isinstance(share, dict) and type(share.get("pid")) is int and 0 < share["pid"] <= _LARGEST_PID and _typed(share)
-        for share in shares
-    )
 
 
 def _readable(line: str) -> bool:
@@ -199,5 +198,27 @@ def _unreadable(path: str, number: int, what: str) -> str:
 
 
 def _render(claim: Claim) -> str:
-    line = f"{quoted(claim.token)} {claim.pid}"
-    return f"{line} {json.dumps(claim.details, separators=(',', ':'))}" if claim.details else line
+    first, *others = claim.holders
+    device = claim.uuid, claim.parent_uuid, claim.parent_token, claim.device_class, [*claim.needs] or None
+    fields = {
+        **_known([*_DEVICE, "needs"], device),
+        **claim.others,
+        **_fields(first),
+        **({"shares": [_share(holder) for holder in others]} if others else {}),
+    }
+    line = f"{quoted(claim.token)} {first.process.pid}"
+    return f"{line} {json.dumps(fields, separators=(',', ':'))}" if fields else line
+
+
+def _share(holder: Holder) -> "Mapping[str, Any]":
+    return {"pid": holder.process.pid, **({"root": True} if holder.root else {}), **_fields(holder)}
+
+
+def _fields(holder: Holder) -> "Mapping[str, Any]":
+    values = [getattr(holder.process, name) for name in _PROCESS]
+    values += [holder.life_lock, holder.until_children_exit or None, holder.since, holder.grant, holder.share]
+    return {**_known([*_PROCESS, *_HOLDER], values), **holder.others}
+
+
+def _known(names: Iterable[str], values: "Iterable[Any]") -> "dict[str, Any]":
+    return {name: value for name, value in zip(names, values, strict=True) if value is not None}

@@ -14,7 +14,7 @@ import re
 from collections.abc import Collection
 
 from externalresource.coordination import safe_files
-from externalresource.coordination.process import Owner
+from externalresource.coordination.process import Process
 from externalresource.errors import CoordinationError
 
 _NAME = re.compile(r"[0-9A-Za-z]{1,64}")
@@ -38,7 +38,7 @@ class LifeLock:
             _leave_in_forks()
             _own.add(self)
 
-    def post(self, owner: Owner) -> None:
+    def post(self, owner: Process) -> None:
         """Pass the lock on to watchers beside the owner, which hold it until that has ended.
 
         To be called while this process has one thread. CoordinationError if they cannot be started.

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
-from externalresource.coordination.ledger import Claim
+from externalresource.coordination.holders import Claim
 from externalresource.errors import CoordinationError, NotEnoughDevicesError
 
 TYPE_CHECKING = False

@@ -5,10 +5,11 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from externalresource.coordination.claims import Coordination, new_grant
+from externalresource.coordination.holders import Holder
 from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.matching import Claimable
-from externalresource.coordination.process import Owner, identify
-from externalresource.records import record, replace
+from externalresource.coordination.process import identify
+from externalresource.records import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 @record
 class _Grant:
     devices: Sequence[Claimable]
-    owner: Owner
+    holder: Holder
     #: A lock of this process, for those who cannot see its pid, or for its children.
-    witness: LifeLock | None
+    life_lock: LifeLock | None
 
 
 class Grants:
@@ -36,15 +37,15 @@ class Grants:
         self, devices: "Sequence[D]", amount: int, *, until_children_exit: bool = False, **request: "Any"
     ) -> "Sequence[D]":
         """Claim devices for this process as `Coordination.claim` does, whose further arguments these take."""
-        with self.witnessed(until_children_exit=until_children_exit) as witness:
-            owner = replace(
+        with self.life_lock(until_children_exit=until_children_exit) as lock:
+            holder = Holder(
                 identify(os.getpid()),
-                witness=None if witness is None else witness.name,
+                new_grant(),
+                life_lock=None if lock is None else lock.name,
                 until_children_exit=until_children_exit,
-                grant=new_grant(),
             )
-            claimed = self.coordination.claim(devices, amount, owner, **request)
-            self.add(claimed, owner, witness)
+            claimed = self.coordination.claim(devices, amount, holder, **request)
+            self.add(claimed, holder, lock)
         return claimed
 
     @property
@@ -53,32 +54,32 @@ class Grants:
         return [device for grant in self._grants for device in grant.devices]
 
     @contextmanager
-    def witnessed(self, *, until_children_exit: bool) -> Iterator[LifeLock | None]:
+    def life_lock(self, *, until_children_exit: bool) -> Iterator[LifeLock | None]:
         """Give this process a lock that shows others that it lives, if it needs one; close it if the block fails."""
         if not until_children_exit and not self.coordination.in_container():
             yield None
             return
-        witness = LifeLock(self.coordination.path, inherited=until_children_exit)
+        lock = LifeLock(self.coordination.path, inherited=until_children_exit)
         try:
-            yield witness
+            yield lock
         except BaseException:
-            witness.close()
+            lock.close()
             raise
 
-    def add(self, devices: Sequence[Claimable], owner: Owner, witness: LifeLock | None) -> None:
+    def add(self, devices: Sequence[Claimable], holder: Holder, life_lock: LifeLock | None) -> None:
         """Take note of what was claimed."""
-        self._grants.append(_Grant(devices, owner, witness))
+        self._grants.append(_Grant(devices, holder, life_lock))
 
     def close(self) -> None:
         """Give back exactly that. In a forked child nothing happens: there it belongs to the parent."""
         if self._grants:
             itself = identify(os.getpid())
-            self._grants = [grant for grant in self._grants if grant.owner.same_process(itself)]
+            self._grants = [grant for grant in self._grants if grant.holder.process == itself]
         while self._grants:
             grant = self._grants[-1]
-            self.coordination.release(grant.devices, grant.owner)
-            if grant.witness is not None:
-                grant.witness.close()
+            self.coordination.release(grant.devices, grant.holder)
+            if grant.life_lock is not None:
+                grant.life_lock.close()
             self._grants.pop()
 
     def keep_over_exec(self) -> Collection[str]:
@@ -87,6 +88,6 @@ class Grants:
         Return the names of the grants, of which processes inside of that program may take shares.
         """
         for grant in self._grants:
-            if grant.witness is not None:
-                grant.witness.keep_over_exec()
-        return [grant.owner.grant for grant in self._grants if grant.owner.grant]
+            if grant.life_lock is not None:
+                grant.life_lock.keep_over_exec()
+        return [grant.holder.grant for grant in self._grants if grant.holder.grant]

@@ -16,8 +16,8 @@ _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO in the kernel: the inod
 
 
 @record
-class Owner:
-    """A process that holds devices. What is not known is None."""
+class Process:
+    """A process of this host. Two are equal if pid, start, boot and namespaces are. What is not known is None."""
 
     pid: int
     #: Clock ticks from boot to its start, as seen in `time_namespace`: field 22 of /proc/PID/stat.
@@ -28,36 +28,21 @@ class Owner:
     pid_namespace: int | None = None
     #: Inode of the time namespace in which `start_time` was read; None also where the kernel has none (before 5.6).
     time_namespace: int | None = None
+    # What follows is not compared: it may change, or not be known to whoever looks.
     uid: int | None = None
     #: Name of the program, without its arguments: those may hold secrets.
     program: str | None = None
     #: Inode of its pidfd, which no other process of this boot ever has; None before Linux 6.9.
     pidfd_inode: int | None = None
-    #: Name of a lock that it holds, for those who cannot see its pid; see witness.py.
-    witness: str | None = None
-    #: Whoever inherited that lock counts as the owner, too.
-    until_children_exit: bool = False
-    #: Name of what it was granted at one time, of which others may take shares.
-    grant: str | None = None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Owner) and self._identity() == other._identity()
+        return isinstance(other, Process) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
         return hash(self._identity())
 
     def _identity(self) -> tuple[object, ...]:
-        return (
-            self.pid, self.start_time, self.boot_id, self.pid_namespace, self.time_namespace, self.uid, self.program,
-            self.pidfd_inode, self.witness, self.until_children_exit,
-        )  # fmt: skip
-
-    def same_process(self, other: "Owner") -> bool:
-        """True if both name one process: never true for one about which too little is known."""
-        mine = (self.pid, self.start_time, self.boot_id, self.pid_namespace, self.time_namespace)
-        return None not in (self.start_time, self.pid_namespace) and mine == (
-            other.pid, other.start_time, other.boot_id, other.pid_namespace, other.time_namespace
-        )  # fmt: skip
+        return self.pid, self.start_time, self.boot_id, self.pid_namespace, self.time_namespace
 
 
 @record
@@ -75,11 +60,11 @@ class Observer:
         """Whether there may be processes that this one, or that cannot see this one."""
         return self.pid_namespace != _INITIAL_PID_NAMESPACE
 
-    def can_judge(self, owner: Owner) -> bool:
-        """Whether that owner's pid means something from here: in the same namespace, or from the host."""
-        if owner.pid_namespace is None:
+    def can_judge(self, process: Process) -> bool:
+        """Whether that pid means something from here: in the same namespace, or from the host."""
+        if process.pid_namespace is None:
             return False
-        return owner.pid_namespace == self.pid_namespace or (not self.in_container and self.sees_own_pids)
+        return process.pid_namespace == self.pid_namespace or (not self.in_container and self.sees_own_pids)
 
 
 @record
@@ -95,9 +80,7 @@ def observer() -> Observer:
     return Observer(_boot_id(), _namespace("pid"), _namespace("time"), _own_proc())
 
 
-def identify(
-    pid: int, *, witness: str | None = None, until_children_exit: bool = False, grant: str | None = None
-) -> Owner:
+def identify(pid: int) -> Process:
     """Return the identity of a living process; CoordinationError if there is none or it cannot be looked at."""
     here = observer()
     if pid == 1 and here.pid_namespace == _INITIAL_PID_NAMESPACE:
@@ -114,7 +97,7 @@ def identify(
         raise CoordinationError(
             f"process {pid} cannot own devices: /proc does not show this process's pid namespace; mount it there"
         )
-    return Owner(
+    return Process(
         pid=pid,
         start_time=stat.start_time,
         boot_id=here.boot_id,
@@ -123,69 +106,66 @@ def identify(
         uid=uid,
         program=stat.program,
         pidfd_inode=_pidfd_inode(pid),
-        witness=witness,
-        until_children_exit=until_children_exit,
-        grant=grant,
     )
 
 
-def before_this_boot(owner: Owner, here: Observer) -> bool:
+def before_this_boot(process: Process, here: Observer) -> bool:
     """Return whether that process provably lived before the machine was started again."""
-    return None not in (owner.boot_id, here.boot_id) and owner.boot_id != here.boot_id
+    return None not in (process.boot_id, here.boot_id) and process.boot_id != here.boot_id
 
 
-def gone(owner: Owner, here: Observer) -> bool:
+def gone(process: Process, here: Observer) -> bool:
     """True only if that process provably is no more; a zombie without living threads is no more.
 
     A network file system or a virtual machine that shares a folder brings claims of another kernel, whose boot id
     differs although its processes live: the coordination file must be on a local file system of one kernel.
     """
-    if before_this_boot(owner, here):
+    if before_this_boot(process, here):
         return True
-    if not here.can_judge(owner):
+    if not here.can_judge(process):
         return False
-    if owner.pid_namespace != here.pid_namespace:
+    if process.pid_namespace != here.pid_namespace:
         pids = [name for name in os.listdir("/proc") if name.isdecimal()]
-        # With hidepid not even init is shown, and those that are not shown may be the owner.
-        return "1" in pids and not any(_may_be(owner, pid, here) for pid in pids)
+        # With hidepid not even init is shown, and those that are not shown may be the process.
+        return "1" in pids and not any(_may_be(process, pid, here) for pid in pids)
     try:
-        os.kill(owner.pid, 0)
+        os.kill(process.pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:
         pass  # it exists and belongs to somebody else
-    stat = _stat(owner.pid) if here.sees_own_pids else None
+    stat = _stat(process.pid) if here.sees_own_pids else None
     if stat is None:  # hidden (hidepid), or it ended this moment
         return False
-    return _ended(stat) or _recycled(owner, stat, here)
+    return _ended(stat) or _recycled(process, stat, here)
 
 
-def pid_of(owner: Owner, here: Observer) -> int | None:
-    """Return the pid by which the observer sees an owner that may live; None if it sees none that is it."""
-    if not here.can_judge(owner) or gone(owner, here):
+def pid_of(process: Process, here: Observer) -> int | None:
+    """Return the pid by which the observer sees a process that may live; None if it sees none that is it."""
+    if not here.can_judge(process) or gone(process, here):
         return None
-    if owner.pid_namespace == here.pid_namespace:
-        return owner.pid
-    return next((int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and _may_be(owner, pid, here)), None)
+    if process.pid_namespace == here.pid_namespace:
+        return process.pid
+    return next((int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and _may_be(process, pid, here)), None)
 
 
-def program_of(owner: Owner, here: Observer) -> str | None:
-    """Return what an owner runs now, else what it ran when it claimed: `externalresource run` becomes its command."""
-    pid = pid_of(owner, here)
+def program_of(process: Process, here: Observer) -> str | None:
+    """Return what a process runs now, else what it ran when it claimed: `externalresource run` becomes its command."""
+    pid = pid_of(process, here)
     stat = None if pid is None else _stat(pid)
-    return owner.program if stat is None else stat.program
+    return process.program if stat is None else stat.program
 
 
-def _recycled(owner: Owner, stat: _Stat, here: Observer) -> bool:
-    comparable = owner.start_time is not None and owner.time_namespace == here.time_namespace
-    if comparable and owner.start_time != stat.start_time:
+def _recycled(process: Process, stat: _Stat, here: Observer) -> bool:
+    comparable = process.start_time is not None and process.time_namespace == here.time_namespace
+    if comparable and process.start_time != stat.start_time:
         return True
     # Within one clock tick a pid may be used again.
-    return owner.pidfd_inode is not None and owner.pidfd_inode != (_pidfd_inode(owner.pid) or owner.pidfd_inode)
+    return process.pidfd_inode is not None and process.pidfd_inode != (_pidfd_inode(process.pid) or process.pidfd_inode)
 
 
-def _may_be(owner: Owner, pid: str, here: Observer) -> bool:
-    """Return whether the process that is `pid` here may be an owner known by its pid in a container."""
+def _may_be(process: Process, pid: str, here: Observer) -> bool:
+    """Return whether the process that is `pid` here may be the one known by its pid in a container."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
             inner = next((line.split()[2:] for line in file if line.startswith(b"NSpid:")), [])
@@ -193,13 +173,13 @@ def _may_be(owner: Owner, pid: str, here: Observer) -> bool:
         return False
     except OSError:  # not ours to look at
         return True
-    stat = _stat(int(pid)) if str(owner.pid).encode() in inner else None
+    stat = _stat(int(pid)) if str(process.pid).encode() in inner else None
     if stat is None or _ended(stat):
         return False
-    if owner.time_namespace == here.time_namespace and owner.start_time not in (None, stat.start_time):
+    if process.time_namespace == here.time_namespace and process.start_time not in (None, stat.start_time):
         return False
     # Containers that are started together have first processes of one clock tick.
-    return owner.pidfd_inode is None or owner.pidfd_inode == (_pidfd_inode(int(pid)) or owner.pidfd_inode)
+    return process.pidfd_inode is None or process.pidfd_inode == (_pidfd_inode(int(pid)) or process.pidfd_inode)
 
 
 def _ended(stat: _Stat) -> bool:

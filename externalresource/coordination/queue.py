@@ -1,6 +1,6 @@
 """Who waits for devices, first come first served: a file beside the coordination file, used under its lock.
 
-One line per waiting process in the order in which they came, `WITNESS AMOUNT DEVICE...`, a slice as `DEVICE@PARENT`;
+One line per waiting process in the order in which they came, `LOCK AMOUNT DEVICE...`, a slice as `DEVICE@PARENT`;
 no device where none would do at the moment; `of=GRANT,...` before them where shares of that are waited for. A place is
 kept by a lock that its process holds, so that it vanishes with the process, whatever ends that.
 """
@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from externalresource.coordination.matching import D
 
-# A witness is part of a path: no other character may stand in it.
+# The name of a lock is part of a path: no other character may stand in it.
 _LINE = re.compile(r"([0-9a-f]+) ([1-9][0-9]{0,8})((?: [!-~]+)*)")
 _OF = "of="  # no device begins so: it is quoted
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-~")
@@ -29,7 +29,7 @@ class Place:
     """One process in the queue."""
 
     #: The lock that it holds while it waits.
-    witness: str
+    life_lock: str
     amount: int
     #: The devices that would do, each with that of which it is a slice, or "": UUIDs, or tokens where there is none.
     devices: frozenset[tuple[str, str]]
@@ -49,13 +49,13 @@ def read(coordination_file: str) -> list[Place]:
     """
     path = _path(coordination_file)
     places = [_parse(line, path) for line in _text(path).split("\n") if line]
-    dead = [place for place in places if not life_lock.stands(coordination_file, place.witness, missing=False)]
+    dead = [place for place in places if not life_lock.stands(coordination_file, place.life_lock, missing=False)]
     if not dead:
         return places
     living = [place for place in places if place not in dead]
     write(coordination_file, living)
     for place in dead:
-        life_lock.remove(coordination_file, place.witness)
+        life_lock.remove(coordination_file, place.life_lock)
     return living
 
 
@@ -69,7 +69,7 @@ def write(coordination_file: str, places: Sequence[Place]) -> None:
 
 def around(queue: Sequence[Place], name: str | None) -> tuple[list[Place], list[Place]]:
     """Return the places before and behind the one with that lock; all are before who has none yet."""
-    names = [place.witness for place in queue]
+    names = [place.life_lock for place in queue]
     at = names.index(name) if name in names else len(queue)
     return [*queue[:at]], [*queue[at + 1 :]]
 
@@ -121,7 +121,7 @@ def _parse(line: str, path: str) -> Place:
 def _render(place: Place) -> str:
     devices = [f"{_quoted(name)}@{_quoted(parent)}".removesuffix("@") for name, parent in sorted(place.devices)]
     line = [f"{_OF}{_quoted(place.line)}"] if place.line else []
-    return " ".join([place.witness, str(place.amount), *line, *devices])
+    return " ".join([place.life_lock, str(place.amount), *line, *devices])
 
 
 def _identity(device: Claimable) -> str:

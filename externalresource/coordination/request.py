@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from externalresource.coordination import holders, matching, queue
 from externalresource.coordination import process as processes
-from externalresource.coordination.ledger import Claim
-from externalresource.coordination.process import Owner
+from externalresource.coordination.holders import Claim, Holder
+from externalresource.coordination.process import Process
 from externalresource.coordination.queue import Place
 from externalresource.errors import NotEnoughDevicesError
 from externalresource.records import record, replace
@@ -40,7 +40,7 @@ class Request:
 
     devices: "Sequence[Any]"
     amount: int
-    owner: Owner
+    holder: Holder
     choose: "Choose[Any]"
     #: Whether a device would do at the moment.
     suits: "Callable[[Any], bool]"
@@ -58,10 +58,14 @@ class Request:
 
     def rivals(self, claims: Sequence[Claim]) -> list[Claim]:
         """Return the claims that take devices from this request."""
-        return [claim for claim in claims if not self.within or holders.last_grant(claim) not in self.within]
+        return [
+            claim
+            for claim in claims
+            if not (self.within and claim.understood and self.within & holders.last_grants(claim))
+        ]
 
 
-def bounded(request: Request, grants: frozenset[str], run: Sequence[tuple[Claim, Owner]]) -> Request:
+def bounded(request: Request, grants: frozenset[str], run: Sequence[tuple[Claim, Process]]) -> Request:
     """Return the request for shares of these grants, which a run has by these claims.
 
     Raises NeverEnoughError if the run has too few.
@@ -93,13 +97,14 @@ def choice(request: Request, claims: Sequence[Claim], ahead: Sequence[Place]) ->
 def refusal(request: Request, claims: Sequence[Claim], free: int, ahead: Sequence[Place]) -> str:
     """Return why a request gets nothing: how much is free, who waits before it, who holds what since when."""
     here, last = processes.observer(), -1 if request.within else 0
-    taken: dict[Owner, list[Claim]] = {}
+    taken: dict[Process, list[Claim]] = {}
+    since: dict[Process, str | None] = {}
     for claim in matching.taking(request.rivals(claims), request.devices):
-        holder = holders.of(claim, here)[last]
-        taken.setdefault(holder, []).append(claim)
+        holder = holders.seen(claim, here)[last]
+        taken.setdefault(holder.process, []).append(claim)
+        since.setdefault(holder.process, holder.since)
     shown = [
-        _holder(owner, held, holders.since(held[0])[last], request.owner)
-        for owner, held in list(taken.items())[:_SHOWN]
+        _holds(process, held, since[process], request.holder.process) for process, held in list(taken.items())[:_SHOWN]
     ]
     whole = request.whole or str(len(request.devices))
     parts = [f"{request.amount} wanted, {free} of {whole} free"]
@@ -112,10 +117,10 @@ def refusal(request: Request, claims: Sequence[Claim], free: int, ahead: Sequenc
     return "; ".join(parts)
 
 
-def _holder(owner: Owner, held: Sequence[Claim], since: str | None, asker: Owner) -> str:
-    program = processes.program_of(owner, processes.observer())
-    who = f"pid {owner.pid}" + (f" ({program})" if program else "")
+def _holds(process: Process, held: Sequence[Claim], since: str | None, asker: Process) -> str:
+    program = processes.program_of(process, processes.observer())
+    who = f"pid {process.pid}" + (f" ({program})" if program else "")
     when = f", since {since}" if since else ""
-    itself = ", which asks again and would get further ones" if owner.same_process(asker) else ""
+    itself = ", which asks again and would get further ones" if process == asker else ""
     more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
     return f"{who}{when}: {', '.join(claim.token for claim in held[:_NAMED])}{more}{itself}"

@@ -10,7 +10,7 @@ import time
 
 from externalresource.coordination import process as processes
 from externalresource.coordination import safe_files
-from externalresource.coordination.process import Owner
+from externalresource.coordination.process import Process
 from externalresource.errors import CoordinationError
 
 TYPE_CHECKING = False
@@ -21,7 +21,7 @@ _LOOK = 1.0  # seconds between two looks of a watcher
 _BOTH = 2
 
 
-def start(owner: Owner, lock: int, path: str, started: list[int]) -> None:
+def start(owner: Process, lock: int, path: str, started: list[int]) -> None:
     """Start both; `lock` is a descriptor that holds the life lock at `path`. Their pids are added to `started`.
 
     They have left what they inherit, other locks of this process included, when this returns. CoordinationError if
@@ -53,7 +53,7 @@ def end(pid: int) -> None:
         pass
 
 
-def _stand(owner: Owner, lock: int, path: str, report: int) -> "NoReturn":
+def _stand(owner: Process, lock: int, path: str, report: int) -> "NoReturn":
     """Be a watcher: leave all that was the caller's but the lock, report, and wait for the owner's end."""
     try:
         os.setsid()  # neither a terminal nor whoever kills the script's group reaches it
@@ -79,7 +79,7 @@ def _leave_descriptors(*kept: int) -> None:
                 pass
 
 
-def _wait(owner: Owner, lock: int, path: str) -> None:
+def _wait(owner: Process, lock: int, path: str) -> None:
     """Return when the owner has ended, or the claim: whatever else goes wrong here must not look like that."""
     while not safe_files.removed(lock, path):
         try:
@@ -89,7 +89,7 @@ def _wait(owner: Owner, lock: int, path: str) -> None:
             time.sleep(_LOOK)
 
 
-def _ends_within(owner: Owner, seconds: float) -> bool:
+def _ends_within(owner: Process, seconds: float) -> bool:
     if processes.gone(owner, processes.observer()):
         return True
     descriptor = os.pidfd_open(owner.pid)

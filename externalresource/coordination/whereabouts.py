@@ -2,38 +2,46 @@
 
 import os
 import re
+from collections.abc import Iterable
 
-from externalresource.coordination.claims import Holding, is_here, pid_here, program_of
-from externalresource.coordination.process import Owner
+from externalresource.coordination.claims import is_here, pid_here, program_of
+from externalresource.coordination.holders import Claim, Holder, above
+from externalresource.coordination.process import Process
 from externalresource.errors import ExternalResourceError
 
 
-def row(holding: Holding) -> dict[str, object]:
-    """Return what `status` shows of a claim."""
-    pid = pid_here(holding.owner) if holding.living else None
+def rows(claims: Iterable[Claim]) -> list[dict[str, object]]:
+    """Return what `status` shows: each holder of each claim."""
+    return [row(claim, holder) for claim in claims for holder in claim.holders]
+
+
+def row(claim: Claim, holder: Holder) -> dict[str, object]:
+    """Return what `status` shows of one holder of a claim."""
+    process, outer = holder.process, above(claim, holder)
+    pid = pid_here(process) if holder.living else None
     return {  # in the order of what must find room on a terminal
-        "device": holding.claim.token,
-        "pid": pid or holding.owner.pid,
-        "state": "living" if holding.living else "dead",
-        **({"share_of": pid_here(holding.share_of) or holding.share_of.pid} if holding.share_of else {}),
-        "user": _user(holding.owner.uid),
-        "program": program_of(holding.owner),
-        "since": holding.since,
-        "container": _container(holding.owner, pid),
-        "uuid": holding.claim.uuid,
+        "device": claim.token,
+        "pid": pid or process.pid,
+        "state": "living" if holder.living else "dead",
+        **({"share_of": pid_here(outer.process) or outer.process.pid} if outer else {}),
+        "user": _user(process.uid),
+        "program": program_of(process),
+        "since": holder.since,
+        "container": _container(process, pid),
+        "uuid": claim.uuid,
     }
 
 
-def _container(owner: Owner, pid: int | None) -> str | None:
-    """Return the id by which a container runtime knows an owner's container, else that of its pid namespace."""
-    if owner.pid_namespace is None or is_here(owner):
+def _container(process: Process, pid: int | None) -> str | None:
+    """Return the id by which a container runtime knows a process's container, else that of its pid namespace."""
+    if process.pid_namespace is None or is_here(process):
         return None
     try:
         with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
             found = re.search(r"[0-9a-f]{64}", file.read())
     except OSError:
         found = None
-    return found.group()[:12] if found else f"pid:[{owner.pid_namespace}]"
+    return found.group()[:12] if found else f"pid:[{process.pid_namespace}]"
 
 
 def _user(uid: int | None) -> str | None:
@@ -45,15 +53,16 @@ def _user(uid: int | None) -> str | None:
         return str(uid)
 
 
-def may_strike(holding: Holding, *, force: bool) -> bool:
-    """Return True if the owner is dead, or the user insists and could end it as well; raise if not."""
-    if not holding.living:
+def may_strike(claim: Claim, holder: Holder, *, force: bool) -> bool:
+    """Return True if the holder is dead, or the user insists and could end it as well; raise if not."""
+    if not holder.living:
         return True
-    who = f"pid {holding.owner.pid} ({program_of(holding.owner) or 'of an unknown program'})"
+    process = holder.process
+    who = f"pid {process.pid} ({program_of(process) or 'of an unknown program'})"
     if not force:
-        raise ExternalResourceError(f"{who} lives and holds {holding.claim.token}: end it, or use --force")
-    if not _may_signal(pid_here(holding.owner)):
-        raise ExternalResourceError(f"{who} lives and holds {holding.claim.token}, and you may not signal it")
+        raise ExternalResourceError(f"{who} lives and holds {claim.token}: end it, or use --force")
+    if not _may_signal(pid_here(process)):
+        raise ExternalResourceError(f"{who} lives and holds {claim.token}, and you may not signal it")
     return True
 
 

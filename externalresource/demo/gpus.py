@@ -4,7 +4,7 @@ import os
 import shlex
 from typing import Any
 
-from externalresource.coordination import Holding
+from externalresource.coordination import Claim
 from externalresource.demo import text
 from externalresource.drivers.loading import create_driver
 from externalresource.errors import DiscoveryError
@@ -40,7 +40,7 @@ class Gpus:
             script="" if script is None else _SCRIPT.format(script), simulated=words if self.simulated else ""
         )
 
-    def claims(self) -> list[Holding]:
+    def claims(self) -> list[Claim]:
         return list(self._driver.held())
 
 

@@ -9,7 +9,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 
-from externalresource.coordination import Holding
+from externalresource.coordination import Claim
 from externalresource.demo import digits
 from externalresource.demo.gpus import Gpus
 from externalresource.demo.host import Host, Report
@@ -53,9 +53,9 @@ def _show(host: Host, task_managers: int, write: _Write) -> None:
     write(f"Ending them all; they give back what they hold. Claims that are left: {len(host.gpus.claims())}.")
 
 
-def _taken(holdings: Collection[Holding]) -> int:
+def _taken(claims: Collection[Claim]) -> int:
     """Return how many devices living processes hold: who has a share of one has no further one."""
-    return len({holding.claim.token for holding in holdings if holding.living})
+    return sum(claim.living for claim in claims)
 
 
 def _show_reports(reports: Sequence[Report], grants: int, write: _Write) -> list[Report]:

@@ -4,7 +4,7 @@ import sys
 import textwrap
 from collections.abc import Collection, Sequence
 
-from externalresource.coordination import Holding
+from externalresource.coordination import Claim
 
 _LIBRARIES = {"cupy": "CuPy", "torch": "PyTorch", "numpy": "NumPy"}
 _INK = 8  # of 16: darker pixels are shown
@@ -32,12 +32,13 @@ def pictures(images: Sequence[Sequence[Sequence[float]]], answers: Sequence[int]
     return "\n".join([*lines, "".join(f"  {answer:^8}" for answer in answers).rstrip()])
 
 
-def claims(holdings: Collection[Holding]) -> str:
+def claims(held: Collection[Claim]) -> str:
     rows = (  # of a line of Flink's script neither program nor time is known
-        f"  {holding.claim.token:<3}  {holding.owner.pid:<7}  {holding.owner.program or '?':<12}  "
-        f"{holding.since or '?':<20}  "
-        f"{'lives' if holding.living else 'is gone'}"
-        for holding in holdings
+        f"  {claim.token:<3}  {holder.process.pid:<7}  {holder.process.program or '?':<12}  "
+        f"{holder.since or '?':<20}  "
+        f"{'lives' if holder.living else 'is gone'}"
+        for claim in held
+        for holder in claim.holders
     )
     return "\n".join(["  GPU  PID      program       since                 the process", *rows])
 

@@ -10,7 +10,7 @@ from externalresource.errors import PluginError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from externalresource.coordination import Holding, Owner
+    from externalresource.coordination import Claim, Holder, Process
     from externalresource.drivers.options import Option
 
 #: Grows when a driver that was written for the earlier one may not work any more: docs/api-stability.md.
@@ -88,13 +88,13 @@ class ExternalResourceDriver:
         del infos
         raise NotOfferedError("it has no environment(infos)")
 
-    def held(self, owner: "Owner | None" = None) -> Collection["Holding"]:
-        """Return who holds which device, dead owners included; only what one owner holds, if that is given."""
-        del owner
+    def held(self, process: "Process | None" = None) -> Collection["Claim"]:
+        """Return the claims, with holders that have ended, too; only those of one process, if that is given."""
+        del process
         raise NotOfferedError("it has no held()")
 
-    def drop(self, which: Callable[["Holding"], bool]) -> Collection["Holding"]:
-        """Strike out the claims for which `which` answers True, and return them."""
+    def drop(self, which: Callable[["Claim", "Holder"], bool]) -> Collection[tuple["Claim", "Holder"]]:
+        """Strike out the holders of claims for which `which` answers True, and return them."""
         del which
         raise NotOfferedError("it has no drop()")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from externalresource.coordination import Claim, Coordination, Holding, Owner, first
+from externalresource.coordination import Claim, Coordination, Holder, Process, first
 from externalresource.coordination.own_claims import Grants
 from externalresource.drivers import options as option_parser
 from externalresource.drivers.child import LONGEST
@@ -164,10 +164,10 @@ class DeviceDriver(ExternalResourceDriver):
                 found.setdefault(name, []).append(value)
         return self._environment({name: ",".join(dict.fromkeys(values)) for name, values in found.items()})
 
-    def held(self, owner: Owner | None = None) -> Collection[Holding]:
-        return self._grants.coordination.held(owner)
+    def held(self, process: Process | None = None) -> Collection[Claim]:
+        return self._grants.coordination.held(process)
 
-    def drop(self, which: Callable[[Holding], bool]) -> Collection[Holding]:
+    def drop(self, which: Callable[[Claim, Holder], bool]) -> Collection[tuple[Claim, Holder]]:
         return self._grants.coordination.drop(which)
 
     def close(self) -> None:

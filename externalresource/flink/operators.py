@@ -120,19 +120,19 @@ def _held(
     driver: ExternalResourceDriver, path: str, found: TaskManager, resource: ResourceConfig, exclusive: int | None
 ) -> AbstractSet[ExternalResourceInfo]:
     try:
-        holdings, manager = [*driver.held()], identify(found.pid)
+        claims, manager = [*driver.held()], identify(found.pid)
     except NotOfferedError as error:
         raise PluginError(f"the driver of {resource.name!r} cannot tell what the TaskManager holds: {error}") from None
-    its = [each for each in holdings if each.owner.same_process(manager)]
+    its = [(claim, each.grant) for claim in claims for each in claim.holders if each.process == manager]
     outer = frozenset[str]().union(*runs_around())  # a TaskManager that `externalresource run` became holds more
-    mine = [each for each in its if each.owner.grant not in outer] or its
+    mine = [(claim, grant) for claim, grant in its if grant not in outer] or its
     if len(mine) != resource.amount:
         raise DiscoveryError(
             f"the TaskManager (pid {found.pid}) holds {len(mine)} devices of {resource.name!r} in {path}, not "
             f"the {resource.amount} of its configuration; if its discovery script failed, its log says why"
         )
     if exclusive is not None:
-        claims = worker_share.take(path, mine, found.pid, exclusive)
+        devices = worker_share.take(path, mine, found.pid, exclusive)
     else:
-        claims = worker_share.own(holdings, mine, found.pid) or [holding.claim for holding in mine]
-    return frozenset(_info(claim) for claim in claims)
+        devices = worker_share.own(claims, mine, found.pid) or [claim for claim, _ in mine]
+    return frozenset(_info(claim) for claim in devices)

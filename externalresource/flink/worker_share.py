@@ -7,10 +7,13 @@ import os
 import threading
 from collections.abc import Sequence
 
-from externalresource.coordination import Claim, Coordination, Holding, identify, run_variable
+from externalresource.coordination import Claim, Coordination, identify, run_variable
 from externalresource.coordination.own_claims import Grants
 from externalresource.errors import ConfigurationError, DiscoveryError
 from externalresource.flink import task_manager
+
+#: What a TaskManager holds itself, each claim with its grant.
+Mine = Sequence[tuple[Claim, str | None]]
 
 _PATIENCE = 10.0  # seconds: a worker of the job before may end at this moment
 
@@ -29,18 +32,21 @@ def _forget_in_forks() -> None:
 os.register_at_fork(after_in_child=_forget_in_forks)
 
 
-def own(held: Sequence[Holding], mine: Sequence[Holding], manager: int) -> list[Claim]:
+def own(held: Sequence[Claim], mine: Mine, manager: int) -> list[Claim]:
     """Return what is this worker's own of what its TaskManager has: its process's, or that of one which started it.
 
-    `held` is all that is held, `mine` what of it the TaskManager holds itself, `manager` its pid.
+    `held` is all that is held, `mine` what of it the TaskManager holds itself, with its grants, `manager` its pid.
     """
     workers = [identify(pid) for pid in _workers(manager)]
-    names = {holding.claim.token for holding in mine}
-    shares = [each for each in held if each.share_of and any(map(each.owner.same_process, workers))]
-    return list({each.claim.token: each.claim for each in shares if each.claim.token in names}.values())
+    names = {claim.token for claim, _ in mine}
+    return [
+        claim
+        for claim in held
+        if claim.token in names and any(not holder.root and holder.process in workers for holder in claim.holders)
+    ]
 
 
-def take(path: str, mine: Sequence[Holding], manager: int, amount: int) -> list[Claim]:
+def take(path: str, mine: Mine, manager: int, amount: int) -> list[Claim]:
     """Return `amount` devices that are this worker's own, taken now of the TaskManager's as far as it has not so many.
 
     `mine` is what the TaskManager holds by the file at `path`. ConfigurationError if there could never be so many,
@@ -54,16 +60,16 @@ def take(path: str, mine: Sequence[Holding], manager: int, amount: int) -> list[
         raise ConfigurationError(f"the number of exclusive devices must be a positive integer, not {amount!r}")
     if amount > len(mine):
         raise ConfigurationError(f"{amount} exclusive devices wanted, the TaskManager has {len(mine)}")
-    if not all(holding.owner.grant for holding in mine):
+    if not all(grant for _, grant in mine):
         raise ConfigurationError(
             f"the TaskManager's lines in {path} have no grant of which a share could be taken: another version of our "
             "discovery script wrote them; start the TaskManager again"
         )
     with _one_at_a_time:
-        grants = _grants.get(path) or Grants(Coordination(path, mine[0].claim.details["class"], runs=[_names(mine)]))
+        grants = _grants.get(path) or Grants(Coordination(path, str(mine[0][0].device_class), runs=[_names(mine)]))
         has = own(grants.coordination.held(), mine, manager)
         if len(has) < amount:
-            has += grants.claim([holding.claim for holding in mine], amount - len(has), wait=_PATIENCE)
+            has += grants.claim([claim for claim, _ in mine], amount - len(has), wait=_PATIENCE)
             _grants[path] = grants
         order = [device.token for device in grants.devices]
     # Each operator is told those that were taken first; what a process before this one took came before.
@@ -76,8 +82,8 @@ def keep_over_exec() -> dict[str, str]:
     return run_variable(names) if names else {}
 
 
-def _names(mine: Sequence[Holding]) -> frozenset[str]:
-    return frozenset(holding.owner.grant for holding in mine if holding.owner.grant)
+def _names(mine: Mine) -> frozenset[str]:
+    return frozenset(grant for _, grant in mine if grant)
 
 
 def _workers(manager: int) -> list[int]:

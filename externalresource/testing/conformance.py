@@ -170,7 +170,7 @@ class DriverConformance:
         _offered(shown.held)
         owner = bench.process(options)
         names = {_name(info) for info in owner.retrieve(1)}
-        held = {(holding.owner.pid, holding.claim.uuid or holding.claim.token) for holding in shown.held()}
+        held = {(each.process.pid, claim.uuid or claim.token) for claim in shown.held() for each in claim.holders}
         _hold(held == {(owner.pid, name) for name in names}, f"{owner.pid} holds {names}, and held() shows {held}")
 
     def test_listing_agrees_with_what_is_handed_out(self, bench: Bench) -> None:

@@ -21,7 +21,7 @@ from externalresource_gpu.script.options import OPTIONS, PREFIX, Options, second
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from externalresource.api import Grants, Option
-    from externalresource.coordination import Coordination, Holding, Owner
+    from externalresource.coordination import Claim, Coordination, Holder, Process
     from externalresource_gpu.device import Device
 
 _DEFAULT_TIMEOUT = "10"  # seconds, as in Flink
@@ -79,12 +79,12 @@ class GPUDriver(ExternalResourceDriver):
     def environment(self, gpus: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
         return infos.environment(gpus)
 
-    def held(self, owner: "Owner | None" = None) -> "Collection[Holding]":
-        """Return who holds which GPU, by the coordination file; only what one owner holds, if that is given."""
-        return self._coordination().held(owner)
+    def held(self, process: "Process | None" = None) -> "Collection[Claim]":
+        """Return who holds which GPU, by the coordination file; only what one process holds, if that is given."""
+        return self._coordination().held(process)
 
-    def drop(self, which: "Callable[[Holding], bool]") -> "Collection[Holding]":
-        """Strike out the claims for which `which` answers True, and return them."""
+    def drop(self, which: "Callable[[Claim, Holder], bool]") -> "Collection[tuple[Claim, Holder]]":
+        """Strike out the holders of claims for which `which` answers True, and return them."""
         return self._coordination().drop(which)
 
     def close(self) -> None:
@@ -107,7 +107,7 @@ class GPUDriver(ExternalResourceDriver):
         question.start()
         return question.host(time.monotonic() + options.timeout)
 
-    def _granted(self, options: Options) -> "tuple[Host, Sequence[Device], Owner | None]":
+    def _granted(self, options: Options) -> "tuple[Host, Sequence[Device], Process | None]":
         if not options.coordination:
             host = self._host(options)
             return host, host.choose(host.candidates(), [], options.amount), None

@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from externalresource.api import ExternalResourceDriver, ExternalResourceInfo, run_script
-from externalresource.coordination import Coordination, Holding, Owner, identify
+from externalresource.coordination import Claim, Coordination, Holder, Process, identify
 from externalresource.errors import CoordinationError, DiscoveryError
 from externalresource_gpu import infos
 from externalresource_gpu.script.options import ALIASES, DEFAULT_COORDINATION_FILE, variable
 
 _TOKEN = re.compile(r"[\w.:/-]*\d[\w.:/-]*")  # an index, a UUID, a bus id: a word without any digit names no device
 _TAKING_BACK = 0.5  # seconds for the lock to be free
+
+#: A holder of a claim.
+_Held = tuple[Claim, Holder]
 
 
 class ScriptDriver(ExternalResourceDriver):
@@ -23,7 +26,7 @@ class ScriptDriver(ExternalResourceDriver):
         self._script, self._words, self._timeout = script, words, timeout
         file = _coordination_file(words, os.environ)
         self._coordination = None if file is None else Coordination(file, "gpu")
-        self._recorded: list[Holding] = []
+        self._recorded: list[_Held] = []
 
     def retrieve_resource_info(self, amount: int) -> set[ExternalResourceInfo]:
         """Return `amount` GPUs; DiscoveryError if the script fails, is late, or answers anything else."""
@@ -46,13 +49,13 @@ class ScriptDriver(ExternalResourceDriver):
     def environment(self, gpus: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
         return infos.environment(gpus)
 
-    def held(self, owner: Owner | None = None) -> Collection[Holding]:
-        del owner
+    def held(self, process: Process | None = None) -> Collection[Claim]:
+        del process
         raise DiscoveryError(f"{self._script} keeps its own books: who holds what is known only of our own script")
 
-    def drop(self, which: Callable[[Holding], bool]) -> Collection[Holding]:
+    def drop(self, which: Callable[[Claim, Holder], bool]) -> Collection[tuple[Claim, Holder]]:
         del which
-        return self.held()
+        return [(claim, holder) for claim in self.held() for holder in claim.holders]
 
     def close(self) -> None:
         """Give back what was recorded for this process. In a forked child nothing happens: it is the parent's."""
@@ -70,21 +73,22 @@ class ScriptDriver(ExternalResourceDriver):
             raise DiscoveryError(f"{self._script} {ended.failure}")
         return ended.out
 
-    def _held(self) -> list[Holding]:
+    def _held(self) -> list[_Held]:
         """Return what is recorded for this process, as far as the script keeps such a file as ours."""
         if self._coordination is None:
             return []
         itself = identify(os.getpid())
         with contextlib.suppress(CoordinationError):
-            return [holding for holding in self._coordination.held() if _is_of(holding, itself)]
+            held = [(claim, holder) for claim in self._coordination.held() for holder in claim.holders]
+            return [(claim, holder) for claim, holder in held if _is_of(holder, itself)]
         return []
 
-    def _give_back(self, holdings: Sequence[Holding], deadline: float | None = None) -> None:
+    def _give_back(self, held: Sequence[_Held], deadline: float | None = None) -> None:
         itself = identify(os.getpid())
-        theirs = {_name(holding) for holding in holdings if _is_of(holding, itself)}
+        theirs = {_name(claim, holder) for claim, holder in held if _is_of(holder, itself)}
         if theirs and self._coordination is not None:
             self._coordination.drop(
-                lambda holding: _is_of(holding, itself) and _name(holding) in theirs, deadline=deadline
+                lambda claim, holder: _is_of(holder, itself) and _name(claim, holder) in theirs, deadline=deadline
             )
 
 
@@ -123,16 +127,15 @@ def _coordination_file(words: Sequence[str], environment: Mapping[str, str]) -> 
     return said["file"] if said["mode"] == "true" and os.path.isabs(said["file"]) else None
 
 
-def _is_of(holding: Holding, process: Owner) -> bool:
-    """Return whether it is that process's; a line of Flink's script has no more than the pid."""
-    owner = holding.owner
-    return owner.same_process(process) or (owner.start_time is None and owner.pid == process.pid)
+def _is_of(holder: Holder, process: Process) -> bool:
+    """Return whether it is that process; a line of Flink's script has no more than the pid."""
+    return holder.process == process or (holder.process.start_time is None and holder.process.pid == process.pid)
 
 
-def _name(holding: Holding) -> tuple[object, ...]:
-    return holding.claim.token, holding.owner.pid, holding.owner.grant, holding.since
+def _name(claim: Claim, holder: Holder) -> tuple[object, ...]:
+    return claim.token, holder.process.pid, holder.grant, holder.since
 
 
-def _new(after: Sequence[Holding], before: Sequence[Holding]) -> list[Holding]:
-    known = {_name(holding) for holding in before}
-    return [holding for holding in after if _name(holding) not in known]
+def _new(after: Sequence[_Held], before: Sequence[_Held]) -> list[_Held]:
+    known = {_name(*held) for held in before}
+    return [held for held in after if _name(*held) not in known]

@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from externalresource.coordination import Claim, Owner
+    from externalresource.coordination import Claim, Process
     from externalresource_gpu.choosing.topology import Links
     from externalresource_gpu.device import Device
     from externalresource_gpu.script.dialects import More
@@ -183,7 +183,7 @@ class Host:
         """Return what is known of each of the devices that were granted."""
         return dialects.properties(granted, self._ordinals(granted))
 
-    def decision(self, granted: "Sequence[Device]", owner: "Owner | None") -> str:
+    def decision(self, granted: "Sequence[Device]", owner: "Process | None") -> str:
         """Return for the log file what was granted, and to whom, if it was claimed; and what is doubtful in that."""
         tokens = ",".join(device.token for device in granted) or "none"
         doubts = "".join(f"; {doubt}" for doubt in self.doubts(granted))

@@ -240,7 +240,7 @@ def test_whole_gpu_and_its_partitions_exclude_each_other(tmp_path: Path) -> None
     with pytest.raises(NotEnoughDevicesError):
         amd(whole, **shared).retrieve_resource_info(1)
     held = Coordination(shared["coordination_file"], "amd").held()
-    assert [holding.claim.uuid for holding in held] == [uuid(0), f"{uuid(1)}/0"]
+    assert [claim.uuid for claim in held] == [uuid(0), f"{uuid(1)}/0"]
     partitioned.close()
 
 

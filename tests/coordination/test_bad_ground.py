@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from externalresource.coordination import Coordination, Owner, identify, lock
+from externalresource.coordination import Coordination, Holder, identify, lock
 from externalresource.errors import CoordinationError, NotEnoughDevicesError
 from tests.support.devices import Device
 from tests.support.processes import Running, in_namespaces, mount
@@ -32,8 +32,8 @@ def path() -> Iterator[str]:
         yield f"{folder}/gpus"
 
 
-def me() -> Owner:
-    return identify(os.getpid())
+def me() -> Holder:
+    return Holder(identify(os.getpid()))
 
 
 def claim(path: str, amount: int = 1, wait: float = 0) -> list[str]:
@@ -41,7 +41,7 @@ def claim(path: str, amount: int = 1, wait: float = 0) -> list[str]:
 
 
 def held(path: str) -> list[str]:
-    return [holding.claim.token for holding in Coordination(path, "gpu").held()]
+    return [claim.token for claim in Coordination(path, "gpu").held()]
 
 
 def release(path: str) -> int:
@@ -182,7 +182,7 @@ def test_ledger_that_was_removed_grants_nothing_until_its_lock_is_removed_too(pa
     assert both(path) == lost(path)
     assert refusal(held, path) == lost(path)
     assert refusal(release, path) == lost(path)
-    assert refusal(lambda path: Coordination(path, "gpu").drop(lambda holding: True), path) == lost(path)
+    assert refusal(lambda path: Coordination(path, "gpu").drop(lambda claim, holder: True), path) == lost(path)
     assert folder_of(path) == ["gpus.lock"]
     os.unlink(f"{path}.lock")
     assert claim(path) == ["0"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from externalresource.coordination import Claim, Coordination, Holding, Owner, lives
+from externalresource.coordination import Claim, Coordination, Holder, Process, identify, lives
 from externalresource.coordination.process import Observer, observer
 from externalresource.errors import ConfigurationError, CoordinationError, NotEnoughDevicesError
 from externalresource.records import replace
@@ -102,7 +102,7 @@ def test_beyond_some_hundred_claims_the_dead_stay_while_enough_is_free(path: str
 def test_each_owner_is_looked_at_once(path: str) -> None:
     looked = []
 
-    def gone(who: Owner, here: Observer) -> bool:
+    def gone(who: Process, here: Observer) -> bool:
         looked.append(who.pid)
         return False
 
@@ -115,7 +115,7 @@ def test_each_owner_is_looked_at_once(path: str) -> None:
 
 
 def test_line_tells_what_identity_needs(path: str) -> None:
-    who = replace(made_up(7), time_namespace=None, uid=None)
+    who = Holder(replace(made_up(7).process, time_namespace=None, uid=None))
     Coordination(path, "gpu").claim([of("3", "a")], 1, who)
     token, pid, details = content(path).rstrip("\n").split(" ", 2)
     fields = json.loads(details)
@@ -149,11 +149,11 @@ def test_more_than_the_host_has_is_refused_as_that(path: str) -> None:
 def test_more_than_is_free_is_refused_with_who_holds_what_since_when(path: str) -> None:
     shared = Coordination(path, "gpu", gone=nobody_ends)
     shared.claim(gpus(4), 2, made_up(7))
-    shared.claim(gpus(4), 1, replace(made_up(8), program=None))
+    shared.claim(gpus(4), 1, Holder(replace(made_up(8).process, program=None)))
     with Path(path).open("a", encoding="ascii") as file:
         file.write("9 4711\n")
     before = content(path)
-    since = {holding.claim.pid: holding.since for holding in shared.held()}
+    since = {claim.owner.process.pid: claim.owner.since for claim in shared.held()}
     message = error_of(NotEnoughDevicesError, lambda: shared.claim([*gpus(4), Device("9")], 2, made_up(9)))
     assert message == (
         f"2 wanted, 1 of 5 free; held by pid 7 (java), since {since[7]}: 0, 1; pid 8, since {since[8]}: 2; pid 4711: 9"
@@ -240,7 +240,7 @@ def test_only_ones_own_is_given_back(path: str, start: Start) -> None:
     assert shared.release(gpus(2), made_up(os.getpid())) == 0
     assert content(path) == before
     assert shared.release(gpus(2), me()) == 1
-    assert [holding.claim.pid for holding in shared.held()] == [holder.pid]
+    assert [claim.owner.process.pid for claim in shared.held()] == [holder.pid]
 
 
 @pytest.mark.parametrize("device", [Device("7"), Device("7", "")], ids=repr)
@@ -284,18 +284,18 @@ def test_dead_owners_are_shown_as_that(path: str, start: Start) -> None:
     claim(path, 1, gpus(2))
     holder.kill()
     held = Coordination(path, "gpu").held()
-    assert [(holding.claim.token, holding.living) for holding in held] == [("0", False), ("1", True)]
-    assert held[1] == Holding(held[1].claim, me(), held[1].claim.details["since"], living=True)
-    assert not lives(held[0].owner)
-    assert lives(held[1].owner)
+    assert [(claim.token, claim.living) for claim in held] == [("0", False), ("1", True)]
+    assert held[1].owner.process == identify(os.getpid())
+    assert not lives(held[0].owner.process)
+    assert lives(held[1].owner.process)
 
 
 def test_line_of_flinks_own_script_means_a_process_of_whoever_reads_it(path: str) -> None:
     Path(path).write_text(f"0 {os.getpid()}\n", encoding="ascii")
-    (holding,) = Coordination(path, "gpu").held()
-    assert holding.owner == Owner(os.getpid(), pid_namespace=observer().pid_namespace)
-    assert holding.since is None
-    assert holding.living
+    (claim,) = Coordination(path, "gpu").held()
+    assert claim.owner.process == Process(os.getpid(), pid_namespace=observer().pid_namespace)
+    assert claim.owner.since is None
+    assert claim.living
 
 
 def test_looking_needs_no_lock(path: str) -> None:
@@ -308,8 +308,8 @@ def test_looking_needs_no_lock(path: str) -> None:
 def test_clock_that_was_wrong_when_a_device_was_claimed_decides_nothing(path: str, since: str) -> None:
     shared = Coordination(path, "gpu")
     shared.claim(gpus(2), 1, me())
-    shared.claim(gpus(2), 1, replace(me(), boot_id="another"))
+    shared.claim(gpus(2), 1, Holder(replace(identify(os.getpid()), boot_id="another")))
     rewritten = re.sub(r'"since":"[^"]*"', f'"since":"{since}"', content(path))
     Path(path).write_text(rewritten, encoding="utf-8")
-    assert [holding.living for holding in shared.held()] == [True, False]
+    assert [claim.living for claim in shared.held()] == [True, False]
     assert shared.claim(gpus(2), 1, me()) == gpus(2)[1:]

@@ -221,7 +221,7 @@ def test_host_has_no_witnesses(folder: Folder, started: Started) -> None:
     granted(owner.tell("script", *folder.script(1, 2)))
     owner.tell("claim", folder.options(2))
     assert folder.files() == ["ledger", "ledger.lock"]
-    assert all("witness" not in holding.claim.details for holding in Coordination(folder.file, "gpu").held())
+    assert not any(holder.life_lock for claim in Coordination(folder.file, "gpu").held() for holder in claim.holders)
 
 
 def test_host_shows_who_lives_in_containers_and_who_is_dead(folder: Folder, started: Started) -> None:
@@ -239,7 +239,7 @@ def test_container_that_started_in_the_same_moment_is_not_taken_for_another(fold
     here = observer()
     for owner in (dead, living):
         granted(owner.tell("script", *folder.script(1, 2)))
-    first, second = (holding.owner for holding in Coordination(folder.file, "gpu").held())
+    first, second = (claim.holders[0].process for claim in Coordination(folder.file, "gpu").held())
     if first.pidfd_inode is None:
         pytest.skip("this kernel has no inode for each process")
     twin = replace(first, start_time=second.start_time)
@@ -254,7 +254,7 @@ def test_container_shows_as_living_what_it_cannot_see(folder: Folder, started: S
     granted(owner.tell("script", *folder.script()))
 
     def held() -> list[bool]:
-        return [holding.living for holding in Coordination(folder.file, "gpu").held()]
+        return [claim.living for claim in Coordination(folder.file, "gpu").held()]
 
     assert in_namespaces(held, NEW_PIDS) == [True]
     owner.kill()
@@ -270,7 +270,7 @@ def test_hidden_proc_shows_the_owners_of_containers_as_living(folder: Folder, st
     def held() -> list[bool]:
         with tempfile.TemporaryDirectory() as elsewhere:  # pytest's folders are for their user only
             Path(elsewhere, "ledger").write_text(text)
-            return [holding.living for holding in Coordination(f"{elsewhere}/ledger", "gpu").held()]
+            return [claim.living for claim in Coordination(f"{elsewhere}/ledger", "gpu").held()]
 
     def look() -> tuple[list[bool], list[bool]]:
         in_sight = as_another_user(held)
@@ -329,7 +329,7 @@ def test_without_a_proc_of_its_own_others_are_held(folder: Folder, started: Star
     granted(owner.tell("script", *folder.script()))
 
     def held() -> list[bool]:
-        return [holding.living for holding in Coordination(folder.file, "gpu").held()]
+        return [claim.living for claim in Coordination(folder.file, "gpu").held()]
 
     assert in_namespaces(held, NEW_PIDS, own_proc=False) == [True]
 

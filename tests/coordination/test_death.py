@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from externalresource.coordination import Coordination, Owner, identify, ledger, life_lock
+from externalresource.coordination import Coordination, Holder, identify, ledger, life_lock
 from externalresource.errors import NotEnoughDevicesError
 from externalresource_gpu import backends
 from externalresource_gpu.script import main
@@ -35,12 +35,12 @@ Program = Callable[[str], None]  # it is given the coordination file, its parent
 End = Callable[["Scene", Path, Call], bool]  # whether it came to that call
 
 
-def me() -> Owner:
-    return identify(os.getpid())
+def me() -> Holder:
+    return Holder(identify(os.getpid()))
 
 
 def held(path: str, pid: int) -> set[str]:
-    return {holding.claim.token for holding in Coordination(path, "gpu").held() if holding.claim.pid == pid}
+    return {claim.token for claim in Coordination(path, "gpu").held() if claim.owner.process.pid == pid}
 
 
 def script(path: str, *words: str) -> None:
@@ -56,7 +56,7 @@ def waiting_script(path: str) -> None:
     def give_back_at_second_look(seconds: float) -> None:
         looks.append(seconds)
         if len(looks) == 2:
-            Coordination(path, "gpu").drop(lambda holding: holding.claim.token == holder.token)
+            Coordination(path, "gpu").drop(lambda claim, _: claim.token == holder.token)
 
     main._sleep = give_back_at_second_look
     script(path, "--wait=600")
@@ -71,7 +71,7 @@ def in_process(path: str) -> None:
 
 
 def release_for_the_owner(path: str) -> None:
-    Coordination(path, "gpu").release(GPUS, identify(os.getppid()))
+    Coordination(path, "gpu").release(GPUS, Holder(identify(os.getppid())))
     os.write(1, b"released")
 
 
@@ -262,7 +262,7 @@ def check_nothing_is_doubled_or_lost(run: Run, given_back: int) -> None:
 
 def check_all_is_free(path: str) -> None:
     shared = Coordination(path, "gpu")
-    shared.drop(lambda holding: holding.claim.pid == os.getpid())
+    shared.drop(lambda claim, _: claim.owner.process.pid == os.getpid())
     assert len(shared.claim(GPUS, 3, me())) == 3
     shared.release(GPUS, me())
     assert shared.held() == []

@@ -5,21 +5,22 @@ import re
 import socket
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from externalresource.coordination import ledger, safe_files
-from externalresource.coordination.ledger import Claim
+from externalresource.coordination import Claim, Holder, Process, ledger, safe_files
 from externalresource.errors import CoordinationError
+from tests.support.devices import claim_of
 from tests.support.processes import as_another_user, in_namespaces, mount
 
-CLAIM = Claim("0", 7, {"uuid": "GPU-a"})
-OTHER = Claim("1", 8, {"uuid": "GPU-b"})
+CLAIM = claim_of("0", 7, {"uuid": "GPU-a"})
+HOLDERS = (Holder(Process(7)),)
+OTHER = claim_of("1", 8, {"uuid": "GPU-b"})
 
 
 @pytest.fixture
@@ -67,12 +68,19 @@ details = st.fixed_dictionaries(
     },
 )
 tokens = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
-claims = st.lists(st.builds(Claim, tokens, st.integers(1, 999_999_999), details))
+claims = st.lists(st.builds(claim_of, tokens, st.integers(1, 999_999_999), details))
 
 
 @given(claims)
-@example([Claim("a b", 1), Claim("50%", 2), Claim("%20", 3), Claim("\N{GREEK SMALL LETTER MU}\n\r\t\x00\ufeff", 4)])
-@example([Claim("#!{}", 1, {"uuid": "\u2028\x85\n"})])
+@example(
+    [
+        claim_of("a b", 1),
+        claim_of("50%", 2),
+        claim_of("%20", 3),
+        claim_of("\N{GREEK SMALL LETTER MU}\n\r\t\x00\ufeff", 4),
+    ]
+)
+@example([claim_of("#!{}", 1, {"uuid": "\u2028\x85\n"})])
 def test_what_is_written_is_read(written: list[Claim]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ledger.write(f"{folder}/ledger", written)
@@ -88,17 +96,17 @@ def test_each_claim_is_one_line_of_plain_words(written: list[Claim]) -> None:
     for line, claim in zip(lines, written, strict=True):
         token, pid, *_ = line.split(b" ")
         assert re.fullmatch(rb"[!-~]+", token)
-        assert int(pid) == claim.pid
+        assert int(pid) == claim.owner.process.pid
 
 
 @pytest.mark.parametrize(
     ("claim", "line"),
     [
-        (Claim("0", 7), b"0 7\n"),
-        (Claim("0", 7, {"uuid": "GPU-a", "start_time": 5}), b'0 7 {"uuid":"GPU-a","start_time":5}\n'),
-        (Claim("MIG-1/2:3", 7), b"MIG-1/2:3 7\n"),
-        (Claim("a b%", 7), b"a%20b%25 7\n"),
-        (Claim("\N{GREEK SMALL LETTER MU}", 7), b"%CE%BC 7\n"),
+        (claim_of("0", 7), b"0 7\n"),
+        (claim_of("0", 7, {"uuid": "GPU-a", "start_time": 5}), b'0 7 {"uuid":"GPU-a","start_time":5}\n'),
+        (claim_of("MIG-1/2:3", 7), b"MIG-1/2:3 7\n"),
+        (claim_of("a b%", 7), b"a%20b%25 7\n"),
+        (claim_of("\N{GREEK SMALL LETTER MU}", 7), b"%CE%BC 7\n"),
     ],
 )
 def test_line_looks_as_documented(claim: Claim, line: bytes, path: str) -> None:
@@ -108,7 +116,7 @@ def test_line_looks_as_documented(claim: Claim, line: bytes, path: str) -> None:
 
 def test_lines_of_flinks_own_script_are_read(path: str) -> None:
     Path(path).write_text("0 4711\n11 4712\n", encoding="ascii")
-    assert ledger.read(path) == [Claim("0", 4711), Claim("11", 4712)]
+    assert ledger.read(path) == [claim_of("0", 4711), claim_of("11", 4712)]
 
 
 def test_no_file_claims_nothing(path: str) -> None:
@@ -123,7 +131,7 @@ def test_blank_lines_claim_nothing(content: str, path: str) -> None:
 
 def test_last_line_needs_no_end(path: str) -> None:
     Path(path).write_text("0 4711\n1 4712", encoding="ascii")
-    assert ledger.read(path) == [Claim("0", 4711), Claim("1", 4712)]
+    assert ledger.read(path) == [claim_of("0", 4711), claim_of("1", 4712)]
 
 
 def test_fields_that_are_not_known_are_kept(path: str) -> None:
@@ -176,8 +184,13 @@ def test_line_that_cannot_be_read_is_an_error_with_file_line_and_remedy(line: st
     assert len(message) < 500
 
 
-@pytest.mark.parametrize("value", [None, 1.5, [], {}])
-@pytest.mark.parametrize("key", ledger._TYPES)
+OTHER_TYPES: Sequence[Any] = (None, 1.5, [], {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(key, value) for key, kind in ledger._TYPES.items() for value in OTHER_TYPES if type(value) is not kind],
+)
 def test_field_of_a_wrong_type_is_an_error(key: str, value: Any, path: str) -> None:
     Path(path).write_text(f"0 7 {json.dumps({key: value})}\n", encoding="ascii")
     assert "line 1: cannot read" in error_of(lambda: ledger.read(path))
@@ -217,10 +230,9 @@ def test_file_of_16_mebibytes_is_the_largest_that_is_read(more: int, path: str) 
 
 
 def test_claim_knows_its_device_and_that_of_which_it_is_a_slice() -> None:
-    claim = Claim("MIG-x", 7, {"uuid": "MIG-x", "parent_uuid": "GPU-a", "parent_token": "0"}, "as it stands")
+    claim = claim_of("MIG-x", 7, {"uuid": "MIG-x", "parent_uuid": "GPU-a", "parent_token": "0"})
     assert (claim.uuid, claim.parent_uuid, claim.parent_token) == ("MIG-x", "GPU-a", "0")
-    assert (CLAIM.parent_uuid, CLAIM.parent_token, Claim("0", 7).uuid) == (None, None, None)
-    assert claim == Claim("MIG-x", 7, claim.details)
+    assert (CLAIM.parent_uuid, CLAIM.parent_token, claim_of("0", 7).uuid) == (None, None, None)
 
 
 def test_file_that_is_too_large_to_be_a_ledger_is_an_error(path: str) -> None:
@@ -349,7 +361,7 @@ def test_write_that_fails_halfway_leaves_the_old_file(path: str) -> None:
 def test_details_that_are_no_json_leave_the_old_file(path: str) -> None:
     ledger.write(path, [CLAIM])
     with pytest.raises(TypeError):
-        ledger.write(path, [Claim("0", 7, {"uuid": object()})])
+        ledger.write(path, [Claim("0", (Holder(Process(7)),), others={"later": object()})])
     assert ledger.read(path) == [CLAIM]
     assert os.listdir(os.path.dirname(path)) == ["ledger"]
 
@@ -454,18 +466,23 @@ def test_new_claim_has_its_own_name_where_that_is_free() -> None:
 
 
 def test_name_that_stands_for_another_device_is_replaced_by_the_uuid() -> None:
-    in_a_container = Claim("0", 9, {"uuid": "GPU-c"})
-    assert ledger.append([CLAIM], [in_a_container]) == [CLAIM, Claim("GPU-c", 9, {"uuid": "GPU-c"})]
+    in_a_container = claim_of("0", 9, {"uuid": "GPU-c"})
+    assert ledger.append([CLAIM], [in_a_container]) == [CLAIM, claim_of("GPU-c", 9, {"uuid": "GPU-c"})]
 
 
 def test_two_new_claims_of_one_name_get_two() -> None:
-    new = [Claim("0", 9, {"uuid": "GPU-c"}), Claim("0", 9, {"uuid": "GPU-d"})]
+    new = [claim_of("0", 9, {"uuid": "GPU-c"}), claim_of("0", 9, {"uuid": "GPU-d"})]
     assert [claim.token for claim in ledger.append([], new)] == ["0", "GPU-d"]
 
 
 @pytest.mark.parametrize(
     "claim",
-    [Claim("", 7), Claim("0", 0), Claim("0", 7, {"uuid": 5}), Claim("0", 7, {"parent_uuid": []})],
+    [
+        Claim("", HOLDERS),
+        Claim("0", (Holder(Process(0)),)),
+        Claim("0", HOLDERS, uuid=cast("str", 5)),
+        Claim("0", HOLDERS, parent_uuid=cast("str", [])),
+    ],
     ids=["empty token", "pid 0", "uuid that is a number", "parent that is a list"],
 )
 def test_claim_that_nobody_could_read_again_is_refused(claim: Claim) -> None:

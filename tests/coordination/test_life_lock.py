@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from externalresource.coordination import Coordination, identify, life_lock
+from externalresource.coordination import Coordination, Holder, identify, life_lock
 from externalresource.coordination.life_lock import LifeLock, stands
 from externalresource.errors import CoordinationError
 from tests.support.processes import NEW_PIDS, in_child, in_namespaces
@@ -148,7 +148,7 @@ def test_claim_of_the_dead_cannot_have_another_file_removed(folder: Folder) -> N
     victim.touch()
     details = {"uuid": Gpu.uuid, "boot_id": "another", "witness": "x/../victim"}
     Path(folder.file).write_text(f"0 1 {json.dumps(details)}\n")
-    Coordination(folder.file, "gpu").claim([Gpu()], 1, identify(os.getpid()))
+    Coordination(folder.file, "gpu").claim([Gpu()], 1, Holder(identify(os.getpid())))
     assert victim.exists()
 
 
@@ -269,7 +269,7 @@ def test_missing_witness_file_holds_for_containers_and_not_for_the_host(
 @contained
 def test_witnesses_end_when_the_claim_is_released_though_the_owner_lives(folder: Folder, owner: TaskManager) -> None:
     granted(owner.tell("script", *folder.script()))
-    Coordination(folder.file, "gpu").drop(lambda _: True)
+    Coordination(folder.file, "gpu").drop(lambda _claim, _holder: True)
     assert folder.witnesses() == []
     wait_until(lambda: guards(owner) == [])
 
@@ -291,7 +291,7 @@ def claim_for_parent(path: str, processes: int) -> str:
         resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
         os.setresuid(SOMEBODY, SOMEBODY, SOMEBODY)
         try:
-            Coordination(path, "gpu").claim([Gpu()], 1, identify(os.getppid()))
+            Coordination(path, "gpu").claim([Gpu()], 1, Holder(identify(os.getppid())))
         except CoordinationError as error:
             return str(error)
         return "claimed"

@@ -33,7 +33,7 @@ def test_lock_that_another_process_holds_until_the_deadline_is_an_error(path: st
         ):
             assert error_of(CoordinationError, action) == (
                 f"{path}.lock was not free in time, so nothing is granted: "
-                f"it is locked by pid {os.getpid()} ({me().program})"
+                f"it is locked by pid {os.getpid()} ({me().process.program})"
             )
     assert content(path) == before
 
@@ -232,11 +232,11 @@ def test_system_call_and_filelock_exclude_each_other(path: str, holder: str, ask
 
 CLAIM = """
 import os, sys
-from externalresource.coordination import Coordination, flock, identify, new_grant, runs_around
+from externalresource.coordination import Coordination, Holder, flock, identify, new_grant, runs_around
 class Device:
     token = uuid = "GPU-0"
     parent_uuid = parent_token = None
-owner = identify(os.getppid(), grant=new_grant())
+owner = Holder(identify(os.getppid()), new_grant())
 coordination = Coordination(sys.argv[1], "gpu", lock=flock)
 coordination.release(coordination.claim([Device()], 1, owner), owner)
 print(*sys.modules)

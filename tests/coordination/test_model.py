@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from externalresource.coordination import Coordination, ledger, matching, queue
-from externalresource.coordination.ledger import Claim
+from externalresource.coordination.holders import Claim, Holder
 from externalresource.coordination.life_lock import LifeLock
-from externalresource.coordination.process import Observer, Owner
+from externalresource.coordination.process import Observer, Process
 from externalresource.coordination.queue import Place
 from externalresource.coordination.request import Request
 from externalresource.errors import NotEnoughDevicesError
-from tests.support.devices import Device
+from tests.support.devices import Device, claim_of
 
 
 def of(gpu: str, name: str, token: str) -> Device:
@@ -92,7 +92,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.next_pid = 5
         self.shared = Coordination(self.path, "gpu", in_container=lambda: False, gone=self.is_gone)
 
-    def is_gone(self, who: Owner, here: Observer) -> bool:
+    def is_gone(self, who: Process, here: Observer) -> bool:
         return who.pid not in self.hands and who.pid not in self.bare
 
     def teardown(self) -> None:
@@ -111,8 +111,8 @@ class AnyOrder(RuleBasedStateMachine):
     def held(self) -> list[Device]:
         return [*(device for hand in self.hands.values() for device in hand), *map(Device, self.bare.values())]
 
-    def owner(self, pid: int) -> Owner:
-        return Owner(pid, start_time=pid, pid_namespace=1, program="java")
+    def owner(self, pid: int) -> Holder:
+        return Holder(Process(pid, pid, pid_namespace=1, program="java"))
 
     @rule(place=places, amount=st.integers(1, 4), view=views, chance=st.randoms(use_true_random=False))
     def ask(self, place: int, amount: int, view: int, chance: random.Random) -> None:
@@ -141,7 +141,7 @@ class AnyOrder(RuleBasedStateMachine):
 
         request = Request(devices, amount, self.owner(pid), choose, lambda _: True)
         try:
-            granted = self.shared._claim_now(request, time.monotonic(), one.place.witness if one else None)
+            granted = self.shared._claim_now(request, time.monotonic(), one.place.life_lock if one else None)
         except NotEnoughDevicesError:
             # A refusal has a reason: too few are free, or somebody came before and wants one of them.
             assert amount > len(free) or any(queue.wants(other.place, free) for other in ahead)
@@ -206,12 +206,16 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def none_is_lost_and_no_name_repeats(self) -> None:
         claims = ledger.read(self.path)
-        recorded = sorted((claim.pid, claim.uuid or claim.token) for claim in claims if claim.pid in self.hands)
+        recorded = sorted(
+            (claim.owner.process.pid, claim.uuid or claim.token)
+            for claim in claims
+            if claim.owner.process.pid in self.hands
+        )
         told = ((pid, device.uuid or device.token) for pid, hand in self.hands.items() for device in hand)
         assert recorded == sorted(told)
         names = [claim.token for claim in claims]
         assert len(names) == len(set(names))
-        assert {claim.pid: claim.token for claim in claims if claim.pid in self.bare} == self.bare
+        assert {claim.owner.process.pid: claim.token for claim in claims if claim.flinks} == self.bare
 
     @invariant()
     def queue_keeps_its_order(self) -> None:
@@ -219,7 +223,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def what_is_shown_is_what_is(self) -> None:
-        living = [holding.claim.pid for holding in self.shared.held() if holding.living]
+        living = [claim.owner.process.pid for claim in self.shared.held() if claim.living]
         owners = [pid for pid, hand in self.hands.items() for _ in hand]
         assert sorted(living) == sorted([*owners, *self.bare])
 
@@ -233,9 +237,7 @@ uuids = st.none() | st.just("") | names.map("GPU-{}".format)
 devices = st.builds(Device, names | names.map("GPU-{}".format), uuids, uuids, st.none() | names)
 claims = st.builds(
     lambda device, pid: Claim(
-        device.token,
-        pid,
-        {key: value for key in ("uuid", "parent_uuid", "parent_token") if (value := getattr(device, key)) is not None},
+        device.token, (Holder(Process(pid)),), device.uuid, device.parent_uuid, device.parent_token
     ),
     devices,
     st.integers(1, 9),
@@ -317,7 +319,7 @@ tokens = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 details = st.fixed_dictionaries({}, optional={"uuid": words, "parent_token": words, "later": st.lists(st.integers())})
 
 
-@given(st.lists(st.builds(Claim, tokens, st.integers(1, 999_999_999), details)))
+@given(st.lists(st.builds(claim_of, tokens, st.integers(1, 999_999_999), details)))
 def test_line_is_kept_to_the_letter(written: list[Claim]) -> None:
     text = "".join(f"{ledger._render(claim)}\n" for claim in written)
     read = ledger.parse(text, "file")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from externalresource.coordination import process
-from externalresource.coordination.process import Observer, Owner, gone, identify, observer, pid_of, program_of
+from externalresource.coordination.process import Observer, Process, gone, identify, observer, pid_of, program_of
 from externalresource.errors import CoordinationError
 from externalresource.records import replace
 from tests.support.processes import NEW_PIDS, NEW_TIME, as_another_user, in_child, in_namespaces, mount
@@ -39,7 +39,7 @@ def living() -> Iterator[subprocess.Popen[bytes]]:
     end(process)
 
 
-def is_gone(who: Owner) -> bool:
+def is_gone(who: Process) -> bool:
     return gone(who, observer())
 
 
@@ -99,7 +99,6 @@ def test_identity_tells_what_it_saw(living: subprocess.Popen[bytes]) -> None:
         "uid": os.getuid(),
         "program": "sleep",
         "pidfd_inode": who.pidfd_inode,
-        "witness": None,
         "until_children_exit": False,
         "grant": None,
     }
@@ -151,8 +150,8 @@ def test_process_whose_pid_another_one_has_now_is_gone() -> None:
 
 def test_process_of_an_unknown_start_is_held_by_whoever_has_its_pid_now(living: subprocess.Popen[bytes]) -> None:
     here = observer()
-    assert not gone(Owner(living.pid, pid_namespace=here.pid_namespace, time_namespace=here.time_namespace), here)
-    assert not gone(Owner(living.pid, pid_namespace=here.pid_namespace), here)
+    assert not gone(Process(living.pid, pid_namespace=here.pid_namespace, time_namespace=here.time_namespace), here)
+    assert not gone(Process(living.pid, pid_namespace=here.pid_namespace), here)
 
 
 def test_claim_of_another_boot_is_gone(living: subprocess.Popen[bytes]) -> None:
@@ -175,7 +174,7 @@ def test_container_with_a_boot_id_of_its_own_sees_and_is_seen_as_living(tmp_path
     private.write_text("11111111-2222-3333-4444-555555555555\n", encoding="ascii")
     outside = identify(os.getpid())
 
-    def look() -> tuple[Owner, bool, bool]:
+    def look() -> tuple[Process, bool, bool]:
         mount(str(private), "/proc/sys/kernel/random/boot_id")
         inside = identify(os.getpid())
         return inside, is_gone(inside), is_gone(outside)
@@ -184,7 +183,7 @@ def test_container_with_a_boot_id_of_its_own_sees_and_is_seen_as_living(tmp_path
     assert not gone_to_itself
     assert not outside_gone
     assert not gone(inside, replace(observer(), pid_namespace=1))  # to another container
-    assert inside.same_process(inside)
+    assert inside == replace(inside)
 
 
 def test_zombie_is_gone() -> None:
@@ -216,7 +215,7 @@ def test_process_whose_first_thread_ended_before_the_others_lives() -> None:
         who = identify(process.pid)
         wait_until(lambda: state(process.pid) == "Z")
         assert not is_gone(who)
-        assert identify(process.pid).same_process(who)
+        assert identify(process.pid) == who
     finally:
         end(process)
     assert is_gone(who)
@@ -237,7 +236,7 @@ def test_recycled_pid_of_another_user_is_gone(living: subprocess.Popen[bytes]) -
     assert as_another_user(lambda: is_gone(replace(identify(living.pid), start_time=1)))
 
 
-def hidden(who: Owner) -> tuple[bool, bool]:
+def hidden(who: Process) -> tuple[bool, bool]:
     mount("proc", "/proc", "proc", "hidepid=2")
     with pytest.raises(CoordinationError, match="no such living process"):
         as_another_user(lambda: identify(who.pid))
@@ -259,25 +258,25 @@ def test_process_stays_the_same_when_it_becomes_another_program() -> None:
         assert process.stdin
         process.stdin.close()
         wait_until(lambda: identify(process.pid).program == "sleep")
-        assert identify(process.pid).same_process(before)
+        assert identify(process.pid) == before
         assert not is_gone(before)
     finally:
         end(process)
 
 
 def test_process_stays_the_same_when_it_is_renamed() -> None:
-    def renamed() -> tuple[Owner, Owner]:
+    def renamed() -> tuple[Process, Process]:
         before = identify(os.getpid())
         Path("/proc/self/comm").write_text("other", encoding="ascii")
         return before, identify(os.getpid())
 
     before, after = in_child(renamed)
     assert after.program == "other"
-    assert after.same_process(before)
+    assert after == before
 
 
 def test_fork_is_another_process() -> None:
-    assert not in_child(lambda: identify(os.getpid())).same_process(identify(os.getpid()))
+    assert in_child(lambda: identify(os.getpid())) != identify(os.getpid())
 
 
 @pytest.mark.parametrize(
@@ -286,15 +285,20 @@ def test_fork_is_another_process() -> None:
 def test_processes_that_differ_in_one_of_these_are_two(change: dict[str, Any]) -> None:
     who = identify(os.getpid())
     other = replace(who, **change)
-    assert who.same_process(who)
-    assert not who.same_process(other)
-    assert not other.same_process(who)
+    assert who == replace(who)
+    assert who != other
+    assert other != who
 
 
 @pytest.mark.parametrize("unknown", [{"start_time": None}, {"pid_namespace": None}], ids=str)
-def test_process_of_which_too_little_is_known_is_never_the_same(unknown: dict[str, Any]) -> None:
-    who = replace(identify(os.getpid()), **unknown)
-    assert not who.same_process(who)
+def test_process_of_which_too_little_is_known_is_not_one_that_is_known(unknown: dict[str, Any]) -> None:
+    who = identify(os.getpid())
+    assert replace(who, **unknown) != who
+
+
+def test_program_user_and_pidfd_of_a_process_are_no_part_of_which_it_is() -> None:
+    who = identify(os.getpid())
+    assert replace(who, program="another", uid=None, pidfd_inode=None) == who
 
 
 def test_process_in_another_pid_namespace_is_held(living: subprocess.Popen[bytes]) -> None:
@@ -304,19 +308,19 @@ def test_process_in_another_pid_namespace_is_held(living: subprocess.Popen[bytes
 
 
 def test_process_in_an_unknown_pid_namespace_is_held() -> None:
-    assert not is_gone(Owner(2**22 + 1, boot_id=observer().boot_id))
-    assert not gone(Owner(2**22 + 1), Observer(None, None, None, sees_own_pids=True))
+    assert not is_gone(Process(2**22 + 1, boot_id=observer().boot_id))
+    assert not gone(Process(2**22 + 1), Observer(None, None, None, sees_own_pids=True))
 
 
 def test_process_seen_from_another_time_namespace_is_held(living: subprocess.Popen[bytes]) -> None:
-    def look() -> Owner:
+    def look() -> Process:
         return identify(living.pid)
 
     here = look()
     shifted = in_namespaces(look, NEW_TIME, own_proc=False, offset=86400)
     assert shifted.start_time != here.start_time
     assert not is_gone(shifted)
-    assert not shifted.same_process(here)
+    assert shifted != here
     end(living)
     assert is_gone(shifted)
 
@@ -353,7 +357,7 @@ def test_without_a_proc_of_its_own_a_process_owns_nothing() -> None:
 def test_without_a_proc_of_its_own_only_a_missing_process_is_gone() -> None:
     def look() -> tuple[bool, bool]:
         child, here = paused_fork(), observer()
-        who = Owner(child, start_time=1, boot_id=here.boot_id, pid_namespace=here.pid_namespace)
+        who = Process(child, start_time=1, boot_id=here.boot_id, pid_namespace=here.pid_namespace)
         living = gone(who, here)
         ended(child)
         return living, gone(who, here)
@@ -498,8 +502,8 @@ HOST = 0xEFFFFFFC  # the pid namespace of whoever is on the host
 class Container:
     """What a container's first process says of itself and of its child."""
 
-    first: Owner
-    child: Owner
+    first: Process
+    child: Process
 
 
 @contextlib.contextmanager
@@ -596,7 +600,9 @@ def test_host_that_may_not_look_at_all_processes_holds(hidepid: int) -> None:
     def look() -> tuple[bool, bool]:
         mount("proc", "/proc", "proc", f"hidepid={hidepid}")
         here = observer()
-        who = Owner(2**22 + 1, start_time=1, boot_id=here.boot_id, pid_namespace=1, time_namespace=here.time_namespace)
+        who = Process(
+            2**22 + 1, start_time=1, boot_id=here.boot_id, pid_namespace=1, time_namespace=here.time_namespace
+        )
         seen = replace(here, pid_namespace=HOST)
         return as_another_user(lambda: gone(who, seen)), gone(who, seen)
 
@@ -621,14 +627,14 @@ def test_process_that_may_not_be_looked_at_may_be_the_one(monkeypatch: pytest.Mo
 
     here = host()
     monkeypatch.setattr("externalresource.coordination.process.open", refuse, raising=False)
-    assert process._may_be(Owner(7), "7", here)
+    assert process._may_be(Process(7), "7", here)
 
 
 def test_process_of_the_host_is_none_of_a_container_though_the_pid_is_the_same() -> None:
-    mine = Owner(os.getpid(), pid_namespace=1)
+    mine = Process(os.getpid(), pid_namespace=1)
     assert not process._may_be(mine, str(os.getpid()), host())
     assert gone(mine, host())
 
 
 def test_process_that_ends_while_it_is_looked_at_is_not_the_one() -> None:
-    assert not process._may_be(Owner(7), str(2**22 + 1), host())
+    assert not process._may_be(Process(7), str(2**22 + 1), host())

@@ -23,8 +23,8 @@ import pytest
 import externalresource
 from externalresource.api import ExternalResourceInfo
 from externalresource.context import RuntimeContext
-from externalresource.coordination import Claim, Coordination, identify, ledger, queue
-from externalresource.coordination.process import Observer, Owner
+from externalresource.coordination import Claim, Coordination, Holder, identify, ledger, queue
+from externalresource.coordination.process import Observer, Process
 from externalresource.coordination.queue import Place
 from externalresource.errors import CoordinationError, DiscoveryError, ExternalResourceError, NotEnoughDevicesError
 from tests.support.devices import Device
@@ -43,11 +43,11 @@ def of(gpu: int, name: str) -> Device:
     return Device(f"MIG-{name}", f"MIG-{name}", f"GPU-{gpu}", str(gpu))
 
 
-def made_up(pid: int) -> Owner:
-    return Owner(pid, start_time=pid, boot_id="b", pid_namespace=1, time_namespace=1, program="java")
+def made_up(pid: int) -> Holder:
+    return Holder(Process(pid, pid, "b", 1, 1, program="java"))
 
 
-def nobody_ends(who: Owner, here: Observer) -> bool:
+def nobody_ends(who: Process, here: Observer) -> bool:
     return False
 
 
@@ -75,9 +75,9 @@ def places(path: str) -> int:
 
 def leftovers(path: str) -> set[str]:
     """Return what stands beside the coordination file that neither the lock is nor a claim names."""
-    witnesses = {f"{path}.witness-{claim.details.get('witness')}" for claim in ledger.read(path)}
+    locks = {f"{path}.witness-{claim.holders[0].life_lock}" for claim in ledger.read(path)}
     names = {f"{os.path.dirname(path)}/{name}" for name in os.listdir(os.path.dirname(path))}
-    return names - witnesses - {path, f"{path}.lock"}
+    return names - locks - {path, f"{path}.lock"}
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def give_back(path: str, devices: Sequence[Device], pid: int) -> None:
 
 
 def claim_really(path: str, numbers: Sequence[int], amount: int, wait: float) -> list[str]:
-    return tokens(Coordination(path, "gpu").claim(gpus(*numbers), amount, identify(os.getpid()), wait=wait))
+    return tokens(Coordination(path, "gpu").claim(gpus(*numbers), amount, Holder(identify(os.getpid())), wait=wait))
 
 
 def queue_up(path: str, start: Start, numbers: Sequence[int], amount: int = 1) -> Running[list[str]]:
@@ -158,14 +158,14 @@ def test_those_that_wait_are_served_in_the_order_in_which_they_came(path: str, s
         assert places(path) == 6 - number
         holding.kill()
         assert following.result() == ["0"]
-        (claim,) = [held.claim for held in Coordination(path, "gpu").held() if held.living]
-        assert claim.pid == following.pid
+        (claim,) = [claim for claim in Coordination(path, "gpu").held() if claim.living]
+        assert claim.owner.process.pid == following.pid
     assert leftovers(path) == set()
 
 
 def test_thirty_that_come_and_go_share_two_devices_and_all_are_served(path: str, tmp_path: Path, start: Start) -> None:
     def use() -> list[str]:
-        shared, me = Coordination(path, "gpu"), identify(os.getpid())
+        shared, me = Coordination(path, "gpu"), Holder(identify(os.getpid()))
         (device,) = shared.claim(gpus(0, 1), 1, me, wait=LONG)
         os.close(os.open(tmp_path / device.token, os.O_CREAT | os.O_EXCL))  # fails if another one has it, too
         time.sleep(0.001)
@@ -331,7 +331,7 @@ def test_who_stops_waiting_leaves_nothing(error: type[BaseException], path: str)
         coordination(path, stop).claim(gpus(0), 1, made_up(2), wait=LONG)
     assert leftovers(path) == set()
     assert len(os.listdir("/proc/self/fd")) == len(before)
-    assert [claim.pid for claim in ledger.read(path)] == [1]
+    assert [claim.holders[0].process.pid for claim in ledger.read(path)] == [1]
 
 
 def test_who_stops_waiting_leaves_the_places_of_the_others(path: str, start: Start) -> None:
@@ -511,7 +511,7 @@ def test_queue_that_cannot_be_written_grants_nothing(path: str, start: Start) ->
 
     with pytest.raises(CoordinationError, match=r"cannot write .*gpus\.queue: Is a directory"):
         coordination(path, full).claim(gpus(1), 1, made_up(2), wait=LONG)
-    assert [claim.pid for claim in ledger.read(path)] == [holder.pid]
+    assert [claim.holders[0].process.pid for claim in ledger.read(path)] == [holder.pid]
 
 
 @pytest.mark.parametrize(
@@ -543,11 +543,13 @@ def test_who_waits_for_what_its_choice_refuses_has_a_place_in_the_queue(path: st
         return free[:amount]
 
     waiting_one = start(
-        lambda: tokens(Coordination(path, "gpu").claim(gpus(0), 1, identify(os.getpid()), choose=choose, wait=LONG))
+        lambda: tokens(
+            Coordination(path, "gpu").claim(gpus(0), 1, Holder(identify(os.getpid())), choose=choose, wait=LONG)
+        )
     )
     wait_until(lambda: places(path))
     with pytest.raises(NotEnoughDevicesError, match="1 waiting before"):
-        Coordination(path, "gpu").claim(gpus(0), 1, identify(os.getpid()))
+        Coordination(path, "gpu").claim(gpus(0), 1, Holder(identify(os.getpid())))
     Path(will_do).touch()
     assert waiting_one.result() == ["0"]
 
@@ -601,12 +603,12 @@ class Pool:
         self._claimed: list[Device] = []
 
     def retrieve_resource_info(self, amount: int) -> Collection[ExternalResourceInfo]:
-        self._claimed = self._shared.claim([Device("0")], amount, identify(os.getpid()), wait=self.wait)
+        self._claimed = self._shared.claim([Device("0")], amount, Holder(identify(os.getpid())), wait=self.wait)
         self._told()
         return [Info()] * amount
 
     def close(self) -> None:
-        self._shared.release(self._claimed, identify(os.getpid()))
+        self._shared.release(self._claimed, Holder(identify(os.getpid())))
 
 
 class Info:
@@ -641,7 +643,7 @@ def test_two_that_want_the_same_resources_in_opposite_order_both_get_them(path: 
 @pytest.fixture
 def held(path: str, start: Start) -> Running[list[str]]:
     """Another process that holds the only GPU; its claim is freed by killing it."""
-    holder = start(lambda: tokens(Coordination(path, "gpu").claim([Device("0")], 1, identify(os.getpid()))))
+    holder = start(lambda: tokens(Coordination(path, "gpu").claim([Device("0")], 1, Holder(identify(os.getpid())))))
     holder.result()
     return holder
 
@@ -709,7 +711,7 @@ def test_signal_ends_a_waiting_script_which_leaves_nothing(
         assert process.communicate() == ("", "")
         assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert leftovers(path) == set()
-    assert [claim.pid for claim in ledger.read(path)] == [held.pid]
+    assert [claim.holders[0].process.pid for claim in ledger.read(path)] == [held.pid]
 
 
 def test_signal_that_is_ignored_does_not_end_a_waiting_script(path: str, held: Running[list[str]]) -> None:
@@ -753,7 +755,7 @@ def test_owner_that_ends_while_its_script_waits_gets_nothing(path: str, held: Ru
     assert (process.returncode, out) == (1, "")
     assert err == f"nvidia-gpu-discovery: the owner (pid {owner.pid}) has ended: nothing is granted\n"
     assert leftovers(path) == set()
-    assert [claim.pid for claim in ledger.read(path)] == [held.pid]
+    assert [claim.holders[0].process.pid for claim in ledger.read(path)] == [held.pid]
 
 
 def test_parent_that_ends_while_its_script_waits_gets_nothing(
@@ -768,7 +770,7 @@ def test_parent_that_ends_while_its_script_waits_gets_nothing(
     message = f"the process that started this script (pid {parent.pid}) has ended: nothing is granted"
     assert log.read_text(encoding="ascii").endswith(f": refused: {message}\n")
     assert leftovers(path) == set()
-    assert [claim.pid for claim in ledger.read(path)] == [held.pid]
+    assert [claim.holders[0].process.pid for claim in ledger.read(path)] == [held.pid]
 
 
 def test_script_gives_up_with_the_reason(path: str, held: Running[list[str]]) -> None:
@@ -836,7 +838,7 @@ def test_run_shows_on_its_terminal_that_its_script_waits(path: str, held: Runnin
 def test_name_of_a_program_does_not_control_the_terminal(path: str, start: Start) -> None:
     def renamed() -> list[str]:
         Path("/proc/self/comm").write_bytes(b"\x1b[31m\nred")
-        return tokens(Coordination(path, "gpu").claim([Device("0")], 1, identify(os.getpid())))
+        return tokens(Coordination(path, "gpu").claim([Device("0")], 1, Holder(identify(os.getpid()))))
 
     holder = start(renamed)
     holder.result()

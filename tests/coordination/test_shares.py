@@ -18,9 +18,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from externalresource.coordination import Coordination, Holding, ledger, queue
+from externalresource.coordination import Claim, Coordination, Holder, Process, ledger, queue
 from externalresource.coordination.life_lock import LifeLock
-from externalresource.coordination.process import Observer, Owner
+from externalresource.coordination.process import Observer
 from externalresource.errors import CoordinationError, NotEnoughDevicesError
 from tests.support.devices import Device
 
@@ -28,9 +28,9 @@ COMMAND = str(Path(sysconfig.get_path("scripts")) / "externalresource")
 GPUS = [Device(str(number), f"GPU-{number}") for number in range(4)]
 
 
-def made_up(pid: int, grant: str | None = None) -> Owner:
+def made_up(pid: int, grant: str | None = None) -> Holder:
     """A process, and the name of what it is granted."""
-    return Owner(pid, start_time=pid, pid_namespace=1, program="make", grant=grant or f"of{pid}")
+    return Holder(Process(pid, pid, pid_namespace=1, program="make"), grant or f"of{pid}")
 
 
 class Host:
@@ -46,8 +46,8 @@ class Host:
         # On the host, where those that are made up need no life lock.
         return Coordination(self.path, "gpu", in_container=lambda: False, gone=self.is_gone, pause=pause, runs=around)
 
-    def is_gone(self, owner: Owner, here: Observer) -> bool:
-        return owner.pid in self.dead
+    def is_gone(self, process: Process, here: Observer) -> bool:
+        return process.pid in self.dead
 
     def claim(self, pid: int, amount: int, *runs: str, grant: str | None = None, wait: float = 0) -> list[str]:
         granted = self.inside(*runs).claim(GPUS, amount, made_up(pid, grant), wait=wait)
@@ -61,8 +61,8 @@ class Host:
     def holders(self) -> dict[str, list[int]]:
         """By device those that hold it as the file says, the owner first."""
         found: dict[str, list[int]] = {}
-        for holding in self.inside().held():
-            found.setdefault(holding.claim.token, []).append(holding.owner.pid)
+        for claim in self.inside().held():
+            found[claim.token] = [holder.process.pid for holder in claim.holders]
         return found
 
 
@@ -173,7 +173,7 @@ def test_who_waits_for_more_than_the_run_has_left_is_refused_at_once(host: Host)
     host.claim(2, 1, "of1")
 
     def strike_out(_seconds: float, _reason: str) -> None:
-        host.inside().drop(lambda holding: holding.claim.token == "1")
+        host.inside().drop(lambda claim, _holder: claim.token == "1")
 
     with pytest.raises(NotEnoughDevicesError) as caught:
         host.inside("of1", pause=strike_out).claim(GPUS, 2, made_up(3), wait=1000)
@@ -203,7 +203,7 @@ def test_those_who_wait_for_devices_do_not_stand_in_the_way_of_shares(host: Host
     outside = LifeLock(host.path)
     queue.write(host.path, [queue.place(outside.name, 4, GPUS)])
     assert host.claim(2, 1, "of1") == ["0"]
-    assert [place.witness for place in queue.read(host.path)] == [outside.name]
+    assert [place.life_lock for place in queue.read(host.path)] == [outside.name]
     outside.close()
 
 
@@ -259,10 +259,10 @@ def test_shares_that_are_struck_out_leave_the_claim(host: Host) -> None:
     host.claim(2, 1, "of1")
     host.dead.add(2)
 
-    def dead(holding: Holding) -> bool:
-        return not holding.living
+    def dead(claim: Claim, holder: Holder) -> bool:
+        return not holder.living
 
-    assert [holding.owner.pid for holding in host.inside().drop(dead)] == [2]
+    assert [holder.process.pid for _, holder in host.inside().drop(dead)] == [2]
     assert host.holders() == {"0": [1]}
 
 
@@ -276,8 +276,8 @@ def test_what_we_do_not_know_of_a_line_is_kept(host: Host) -> None:
     host.dead |= {1, 3}
     host.claim(4, 3)
     (claim,) = [claim for claim in ledger.read(host.path) if claim.token == "0"]
-    assert (claim.pid, claim.details["colour"], claim.details["grant"]) == (2, "red", "of2")
-    assert "shares" not in claim.details
+    assert (claim.holders[0].process.pid, claim.others, claim.holders[0].grant) == (2, {"colour": "red"}, "of2")
+    assert len(claim.holders) == 1
 
 
 @pytest.mark.parametrize(
@@ -452,15 +452,15 @@ def test_gpus_of_a_run_are_divided_by_their_mask(tmp_path: Path) -> None:
 
 
 @dataclass
-class Process:
+class Job:
     """One that runs inside of others, and what it was told."""
 
     pid: int
     runs: tuple[str, ...]
     devices: list[str]
-    parent: "Process | None"
+    parent: "Job | None"
     living: bool = True
-    children: list["Process"] = field(default_factory=list)
+    children: list["Job"] = field(default_factory=list)
 
     def uses(self) -> set[str]:
         """What only it may use: not what living ones inside of it were given, nor those inside of a dead one there."""
@@ -478,15 +478,15 @@ class Tree(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.host = Host(f"{self.folder.name}/gpus")
-        self.processes: list[Process] = []
+        self.processes: list[Job] = []
 
     def teardown(self) -> None:
         self.folder.cleanup()
 
-    def living(self) -> list[Process]:
+    def living(self) -> list[Job]:
         return [process for process in self.processes if process.living]
 
-    def start(self, parent: Process | None, amount: int, chance: random.Random) -> None:
+    def start(self, parent: Job | None, amount: int, chance: random.Random) -> None:
         pid = len(self.processes) + 1
         runs = (*parent.runs, f"of{parent.pid}") if parent else ()
         around = parent
@@ -504,7 +504,7 @@ class Tree(RuleBasedStateMachine):
         except NotEnoughDevicesError:
             assert amount > len(free)
             return
-        process = Process(pid, runs, [device.token for device in granted], around)
+        process = Job(pid, runs, [device.token for device in granted], around)
         self.processes.append(process)
         if around:
             around.children.append(process)
@@ -535,7 +535,12 @@ class Tree(RuleBasedStateMachine):
 
     @invariant()
     def file_tells_all_that_the_living_were_told(self) -> None:
-        held = [(each.owner.pid, each.claim.token) for each in self.host.inside().held() if each.living]
+        held = [
+            (each.process.pid, claim.token)
+            for claim in self.host.inside().held()
+            for each in claim.holders
+            if each.living
+        ]
         assert sorted(held) == sorted((process.pid, device) for process in self.living() for device in process.devices)
 
     @invariant()

@@ -306,7 +306,7 @@ def test_contexts_of_several_threads_have_different_devices_and_give_back_their_
     errors: list[BaseException] = []
 
     def held() -> set[str | None]:
-        return {holding.claim.uuid for holding in Coordination(folder.file, "gpu").held()}
+        return {claim.uuid for claim in Coordination(folder.file, "gpu").held()}
 
     def operate(turn: int) -> None:
         try:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pytest
 
-from externalresource.coordination import Coordination, Owner, identify
+from externalresource.coordination import Coordination, Holder, Process, identify
 from externalresource.errors import CoordinationError, NotEnoughDevicesError
 from externalresource.records import replace
 from tests.support.devices import Device
@@ -55,8 +55,8 @@ def by(user: int, function: Callable[[], R]) -> Callable[[], R]:
     return as_user
 
 
-def me() -> Owner:
-    return identify(os.getpid())
+def me() -> Holder:
+    return Holder(identify(os.getpid()))
 
 
 def claim(path: str, amount: int = 1, wait: float = 0) -> list[str]:
@@ -129,7 +129,7 @@ def test_each_user_gives_back_its_own(stage: Stage) -> None:
     def take_and_give_back() -> list[str]:
         shared = Coordination(stage.path, "gpu")
         shared.release(shared.claim(GPUS, 1, me()), me())
-        return [holding.claim.token for holding in shared.held()]
+        return [claim.token for claim in shared.held()]
 
     stage.claim(ANN).result()
     assert stage.start(BOB, take_and_give_back).result() == ["0"]
@@ -196,15 +196,15 @@ def test_living_claim_is_not_given_back_for_a_made_up_owner(stage: Stage) -> Non
 
     def give_back() -> list[str]:
         made_up = [
-            Owner(holder.pid),
+            Process(holder.pid),
             replace(living, start_time=None),
             replace(living, start_time=(living.start_time or 0) + 1),
             replace(living, boot_id="another"),
             replace(living, pid_namespace=1),
             replace(living, pid=os.getpid()),
-            me(),
+            identify(os.getpid()),
         ]
-        return [str(Coordination(stage.path, "gpu").release(GPUS, owner)) for owner in made_up]
+        return [str(Coordination(stage.path, "gpu").release(GPUS, Holder(process))) for process in made_up]
 
     assert stage.start(BOB, give_back).result() == ["0"] * 7
     assert stage.claim(BOB).result() == ["1"]
@@ -235,6 +235,6 @@ def test_file_in_a_sticky_folder_serves_one_user_and_the_next_one_is_told_the_se
         "to share devices between users, give them a folder that they all may write and that is not sticky"
     )
     assert Path(stage.path).read_bytes() == before
-    held = in_child(by(BOB, lambda: [holding.claim.pid for holding in Coordination(stage.path, "gpu").held()]))
+    held = in_child(by(BOB, lambda: [claim.owner.process.pid for claim in Coordination(stage.path, "gpu").held()]))
     assert held == [holder.pid]
     assert stage.claim(ANN).result() == ["1"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from externalresource.coordination import Claim, Holding, Owner
+from externalresource.coordination import Claim, Holder, Process
 from externalresource.demo import digits, flink_host, on_flink, stand_ins, text
 from externalresource.demo.gpus import Gpus
 from externalresource.demo.host import Host, Report
@@ -190,14 +190,13 @@ def test_refusal_while_a_gpu_is_free_is_an_error() -> None:
 
 
 def test_line_of_flinks_script_has_neither_program_nor_time() -> None:
-    held = [Holding(Claim("0", 42), Owner(42), None, living=True)]
+    held = [Claim("0", (Holder(Process(42)),))]
     assert text.claims(held).split("\n")[1].split() == ["0", "42", "?", "?", "lives"]
 
 
 def test_share_of_a_gpu_is_no_further_gpu() -> None:
-    claim, owner, worker = Claim("0", 42), Owner(42), Owner(43)
-    held = [Holding(claim, owner, None, living=True), Holding(claim, worker, None, living=True, share_of=owner)]
-    held.append(Holding(Claim("1", 44), Owner(44), None, living=False))
+    shared = Claim("0", (Holder(Process(42)), Holder(Process(43), root=False)))
+    held = [shared, Claim("1", (Holder(Process(44), living=False),))]
     assert stand_ins._taken(held) == 1
 
 

@@ -107,7 +107,7 @@ def test_claims_are_of_this_process_and_close_gives_them_back(ledger: Path) -> N
     assert [retrieved(driver, 2), retrieved(driver, 1)] == [["0", "1"], ["2"]]
     assert claimed(ledger) == mine("0", "1", "2")
     held = driver.held()
-    assert [(holding.claim.token, holding.owner.pid, holding.living) for holding in held] == [
+    assert [(claim.token, claim.holders[0].process.pid, claim.living) for claim in held] == [
         (token, os.getpid(), True) for token in "012"
     ]
     driver.close()

@@ -205,7 +205,7 @@ def test_adapter_is_the_same_under_another_name(tree: Tree, tmp_path: Path) -> N
     assert folder.exists()
     with pytest.raises(NotEnoughDevicesError):
         rdma(tree, enable_coordination_mode="true", coordination_file=file).retrieve_resource_info(1)
-    assert [holding.claim.uuid for holding in Coordination(file, "rdma").held()] == ["506b:4b03:00c0:ffe0"]
+    assert [claim.uuid for claim in Coordination(file, "rdma").held()] == ["506b:4b03:00c0:ffe0"]
     holder.close()
 
 

@@ -10,6 +10,7 @@ from externalresource.coordination import Claim
 from externalresource.records import replace
 from externalresource_gpu.choosing.policies import select
 from externalresource_gpu.device import Device
+from tests.support.devices import claim_of
 
 Links = dict[tuple[int, int], str]
 
@@ -63,7 +64,7 @@ def divided(*counts: int, nodes: str = "") -> Board:
 
 def claim(device: Device) -> Claim:
     details = {"uuid": device.uuid, "parent_uuid": device.parent_uuid, "parent_token": device.parent_token}
-    return Claim(device.token, 1, {key: value for key, value in details.items() if value})
+    return claim_of(device.token, 1, {key: value for key, value in details.items() if value})
 
 
 # DGX-1 with V100, a hybrid cube mesh: the links of NVIDIA/nccl#671 (GPU 0 to 3) and of go-gpuallocator's

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from externalresource.coordination import Coordination, Owner, identify
+from externalresource.coordination import Coordination, Holder, Process, identify
 from externalresource.coordination.process import Observer
 from tests.support.devices import Device
 from tests.support.processes import Running
@@ -27,16 +27,16 @@ def of(gpu: str, name: str) -> Device:
     return Device(f"MIG-{name}", f"MIG-{name}", f"GPU-{gpu}", gpu)
 
 
-def nobody_ends(who: Owner, here: Observer) -> bool:
+def nobody_ends(who: Process, here: Observer) -> bool:
     return False
 
 
-def made_up(pid: int) -> Owner:
-    return Owner(pid, start_time=pid, boot_id="b", pid_namespace=1, time_namespace=1, uid=0, program="java")
+def made_up(pid: int) -> Holder:
+    return Holder(Process(pid, pid, "b", 1, 1, uid=0, program="java"))
 
 
-def me() -> Owner:
-    return identify(os.getpid())
+def me() -> Holder:
+    return Holder(identify(os.getpid()))
 
 
 def tokens(devices: Sequence[Device]) -> list[str]:

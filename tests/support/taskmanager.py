@@ -230,10 +230,10 @@ def claim(options: Options, amount: int = 1) -> list[str]:
 
 def claim_without_driver(file: str) -> None:
     """Claim device 0 in this process itself, as a stranger's driver may."""
-    from externalresource.coordination import Coordination, identify
+    from externalresource.coordination import Coordination, Holder, identify
 
     _contexts.append(contextlib.ExitStack())
-    coordination, owner = Coordination(file, "gpu"), identify(os.getpid())
+    coordination, owner = Coordination(file, "gpu"), Holder(identify(os.getpid()))
     _contexts[-1].callback(coordination.release, coordination.claim([_Device()], 1, owner), owner)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from externalresource.api import Device, ExternalResourceInfo, Grants, driver, hookimpl
-from externalresource.coordination import Claim, Coordination, Holding
+from externalresource.coordination import Claim, Coordination
 from externalresource.errors import DiscoveryError, ExternalResourceError, NotEnoughDevicesError
 
 
@@ -145,9 +145,9 @@ class FileOfItsOwn(Wrong):
         if "wait" not in options:
             self.coordinate(Coordination(f"{options['coordination-file']}-{os.getpid()}", "widget"))
 
-    def held(self) -> list[Holding]:
+    def held(self) -> list[Claim]:
         files = [path for path in self.folder.glob("coordination-*") if path.suffix == ""]
-        return [holding for path in files for holding in Coordination(str(path), "widget").held()]
+        return [claim for path in files for claim in Coordination(str(path), "widget").held()]
 
 
 class _Unlocked(Coordination):
@@ -211,7 +211,7 @@ class ClosesAll(Wrong):
         self.right.close()
         self.closed += 1
         if self.closed > 1:
-            self.right.drop(lambda holding: True)
+            self.right.drop(lambda claim, holder: True)
 
 
 @caught_by("test_exit_of_a_fork_gives_nothing_back")
@@ -221,7 +221,7 @@ class ForkGivesBack(Wrong):
         self.pid = os.getpid()
 
     def close(self) -> None:
-        self.right.drop(lambda holding: holding.owner.pid == self.pid)
+        self.right.drop(lambda claim, holder: holder.process.pid == self.pid)
 
 
 @caught_by("test_process_that_waits_gets_what_another_gives_back")
@@ -232,7 +232,7 @@ class DoesNotWait(Wrong):
 
 @caught_by("test_holders_are_shown")
 class ShowsNoHolder(Wrong):
-    def held(self) -> list[Holding]:
+    def held(self) -> list[Claim]:
         return []
 
 

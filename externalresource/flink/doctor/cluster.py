@@ -14,7 +14,7 @@ from http.client import HTTPException, InvalidURL
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from externalresource.coordination import Holding, pid_here
+from externalresource.coordination import Claim, above, pid_here
 from externalresource.errors import ConfigurationError, ExternalResourceError
 from externalresource.flink import task_manager
 from externalresource.flink.doctor.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked
@@ -32,7 +32,7 @@ _NO_PLACE = re.compile(r"^\S+ \S+ WARN +\S+ +\[.*?\] - ")  # when, and in which 
 _STARTED = "Enabled external resources"
 _CAUSES = 3  # lines of a log
 
-Held = Callable[[], Collection[Holding]]
+Held = Callable[[], Collection[Claim]]
 _Log = Callable[[], str]
 
 
@@ -168,10 +168,11 @@ def _held(one: _TaskManager, known: Known) -> int | None:
     if known.held is None or one.pid is None:
         return None
     try:
-        its = [holding for holding in known.held() if one.pid in (holding.owner.pid, pid_here(holding.owner))]
+        pairs = [(claim, holder) for claim in known.held() for holder in claim.holders]
+        its = [each for each in pairs if one.pid in (each[1].process.pid, pid_here(each[1].process))]
         # One that `externalresource run` became holds what it asked for as shares of its own.
-        shares = [holding for holding in its if holding.share_of and holding.share_of.same_process(holding.owner)]
-        return len({holding.claim.token for holding in shares or its})
+        shares = [each for each in its if (outer := above(*each)) and outer.process == each[1].process]
+        return len({claim.token for claim, _ in shares or its})
     except ExternalResourceError:  # of which the coordination file's own check tells
         return None
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from externalresource.coordination import Coordination, Holding, in_container, pid_here, whereabouts
+from externalresource.coordination import Claim, Coordination, in_container, pid_here, whereabouts
 from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, NotOfferedError, properties
 from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, PluginError, cause
@@ -40,7 +40,7 @@ class Ledger(NamedTuple):
     """A coordination file, and how to ask it."""
 
     path: str
-    held: Callable[[], Collection[Holding]]
+    held: Callable[[], Collection[Claim]]
 
 
 def driver(resource: Written | None) -> ExternalResourceDriver:
@@ -142,9 +142,9 @@ def coordination(resource: Written | None) -> Iterator[Note]:
         yield Finding("coordination-file", ERROR, problem, str(error), remedy)
         return
     yield from _dead(found.path, _free(held))
-    for holding in held:
-        if holding.living and not holding.claim.details:  # a line of Flink's script, which has a pid and nothing else
-            yield from _taken_over(found.path, holding)
+    for claim in held:
+        if claim.living and claim.flinks:  # it has a pid and nothing else
+            yield from _taken_over(found.path, claim)
 
 
 def _refused(name: str, resource: Written | None, message: str) -> Finding:
@@ -248,16 +248,15 @@ def _foreign(path: str) -> Iterator[Finding]:
             return
 
 
-def _free(held: Collection[Holding]) -> list[Holding]:
-    """Return the claims of owners that have ended, and of which nobody has a share who lives."""
-    used = {holding.claim.token for holding in held if holding.living}
-    return [holding for holding in held if holding.share_of is None and holding.claim.token not in used]
+def _free(held: Collection[Claim]) -> list[Claim]:
+    """Return the claims of which no holder lives."""
+    return [claim for claim in held if not claim.living]
 
 
-def _dead(path: str, dead: Collection[Holding]) -> Iterator[Finding]:
+def _dead(path: str, dead: Collection[Claim]) -> Iterator[Finding]:
     if not dead:
         return
-    rows = [whereabouts.row(holding) for holding in dead]
+    rows = [whereabouts.row(claim, claim.holders[0]) for claim in dead]
     shown = "; ".join(f"{row['device']} of pid {row['pid']}, since {row['since'] or '?'}" for row in rows[:_SHOWN])
     more = f"; and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     yield Finding(
@@ -270,11 +269,11 @@ def _dead(path: str, dead: Collection[Holding]) -> Iterator[Finding]:
     )
 
 
-def _taken_over(path: str, holding: Holding) -> Iterator[Finding]:
+def _taken_over(path: str, claim: Claim) -> Iterator[Finding]:
     """Of Flink's script only a pid is known: somebody else has it now, or it means nothing here."""
-    device, pid = holding.claim.token, holding.owner.pid
-    program = whereabouts.row(holding)["program"]
-    if in_container() and pid_here(holding.owner) is None:
+    device, (holder,) = claim.token, claim.holders
+    pid, program = holder.process.pid, whereabouts.row(claim, holder)["program"]
+    if in_container() and pid_here(holder.process) is None:
         problem = f"device {device} may stay taken for good: its owner's pid means nothing in this container"
     elif program not in (None, "java"):  # a TaskManager in Python may have run the script as well
         problem = f"device {device} stays taken as long as {program} runs, which has its owner's pid"
@@ -284,7 +283,7 @@ def _taken_over(path: str, holding: Holding) -> Iterator[Finding]:
         "foreign-claims",
         WARNING,
         problem,
-        f"{path}: {holding.claim.line}, and pid {pid} is {program or 'unknown'}",
+        f"{path}: {claim.line}, and pid {pid} is {program or 'unknown'}",
         f"if pid {pid} is no TaskManager of yours: externalresource release --device {device} --force "
         f"--coordination-file {path}",
     )

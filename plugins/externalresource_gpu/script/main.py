@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-    from externalresource.coordination import Owner
+    from externalresource.coordination import Holder
     from externalresource_gpu.device import Device
     from externalresource_gpu.question import Host
 
@@ -100,10 +100,10 @@ def _answer(options: Options, parent: int) -> str:
 
 
 def _coordinated(options: Options, parent: int, question: Question, deadline: float) -> str:
-    from externalresource.coordination import Coordination, flock, identify, new_grant
+    from externalresource.coordination import Coordination, Holder, flock, identify, new_grant
     from externalresource_gpu.script.progress import Progress
 
-    owner = identify(parent if options.owner_pid is None else options.owner_pid, grant=new_grant())
+    owner = Holder(identify(parent if options.owner_pid is None else options.owner_pid), new_grant())
     progress = Progress()
 
     def pause(seconds: float, reason: str) -> None:
@@ -138,7 +138,7 @@ def _coordinated(options: Options, parent: int, question: Question, deadline: fl
         coordination.release(claimed, owner)
         raise
     _warn(host, claimed)
-    return host.decision(claimed, owner)
+    return host.decision(claimed, owner.process)
 
 
 def _warn(host: "Host", granted: "Sequence[Device]") -> None:
@@ -200,14 +200,14 @@ def _hold_signals(*, hold: bool) -> None:
     signal.pthread_sigmask(how, _ending_signals())
 
 
-def _check_asker(parent: int, owner: "Owner") -> None:
+def _check_asker(parent: int, owner: "Holder") -> None:
     """Raise if there is nobody any more to answer to, or to record."""
     from externalresource.coordination import lives
 
     if os.getppid() != parent:
         raise DiscoveryError(f"the process that started this script (pid {parent}) has ended: nothing is granted")
-    if not lives(owner):
-        raise DiscoveryError(f"the owner (pid {owner.pid}) has ended: nothing is granted")
+    if not lives(owner.process):
+        raise DiscoveryError(f"the owner (pid {owner.process.pid}) has ended: nothing is granted")
 
 
 def _check_time(deadline: float, timeout: float) -> None:

@@ -18,6 +18,7 @@ from tests.support.boards import (
     divided,
     requests,
 )
+from tests.support.devices import claim_of
 
 # ---- pack -----------------------------------------------------------------------------------------------------------
 
@@ -124,12 +125,12 @@ RIVAL = DGX_H100.gpus[1]
 @pytest.mark.parametrize(
     "other",
     [
-        Claim("1", 7),
-        Claim("1", 7, {"uuid": "GPU-1"}),
-        Claim("GPU-1", 7),
-        Claim("5", 7, {"uuid": "GPU-1"}),
-        Claim("MIG-x", 7, {"uuid": "MIG-x", "parent_uuid": "GPU-1", "parent_token": "1"}),
-        Claim("MIG-x", 7, {"parent_token": "1"}),
+        claim_of("1", 7),
+        claim_of("1", 7, {"uuid": "GPU-1"}),
+        claim_of("GPU-1", 7),
+        claim_of("5", 7, {"uuid": "GPU-1"}),
+        claim_of("MIG-x", 7, {"uuid": "MIG-x", "parent_uuid": "GPU-1", "parent_token": "1"}),
+        claim_of("MIG-x", 7, {"parent_token": "1"}),
     ],
 )
 def test_claim_counts_by_uuid_by_token_and_by_what_it_is_a_slice_of(other: Claim) -> None:
@@ -139,11 +140,11 @@ def test_claim_counts_by_uuid_by_token_and_by_what_it_is_a_slice_of(other: Claim
 @pytest.mark.parametrize(
     "other",
     [
-        Claim("1", 7, {"uuid": "GPU-elsewhere"}),
-        Claim("GPU-elsewhere", 7),
-        Claim("99", 7),
-        Claim("MIG-x", 7, {"uuid": "MIG-x", "parent_uuid": "GPU-elsewhere", "parent_token": "1"}),
-        Claim("MIG-x", 7),
+        claim_of("1", 7, {"uuid": "GPU-elsewhere"}),
+        claim_of("GPU-elsewhere", 7),
+        claim_of("99", 7),
+        claim_of("MIG-x", 7, {"uuid": "MIG-x", "parent_uuid": "GPU-elsewhere", "parent_token": "1"}),
+        claim_of("MIG-x", 7),
     ],
 )
 def test_claim_of_a_device_that_is_not_here_does_not_count(other: Claim) -> None:
@@ -152,7 +153,7 @@ def test_claim_of_a_device_that_is_not_here_does_not_count(other: Claim) -> None
 
 def test_claim_counts_by_token_where_the_device_has_no_uuid() -> None:
     host = Board([Device(0, numa_node=0), Device(1, numa_node=0), Device(2, numa_node=1)])
-    assert host.select(host.gpus[1:], [Claim("0", 7, {"uuid": "GPU-0"})], 1, "spread") == [host.gpus[2]]
+    assert host.select(host.gpus[1:], [claim_of("0", 7, {"uuid": "GPU-0"})], 1, "spread") == [host.gpus[2]]
 
 
 # ---- rules that hold for every policy and machine -------------------------------------------------------------------
@@ -177,7 +178,7 @@ def test_order_of_claims_and_claims_of_other_hosts_change_nothing(
     policy: str, request_: tuple[Board, list[Device], list[Claim], int], random: Random
 ) -> None:
     host, free, claims, amount = request_
-    others = [*claims, Claim("0", 7, {"uuid": "GPU-elsewhere"}), Claim("elsewhere", 8)]
+    others = [*claims, claim_of("0", 7, {"uuid": "GPU-elsewhere"}), claim_of("elsewhere", 8)]
     random.shuffle(others)
     assert host.select(free, others, amount, policy) == host.select(free, claims, amount, policy)
 
