@@ -21,7 +21,6 @@ from tests.support.processes import NEW_PIDS, in_child, in_namespaces
 from tests.support.taskmanager import (
     MODULE,
     Folder,
-    RefusedError,
     TaskManager,
     containers_are_permitted,
     granted,
@@ -338,22 +337,6 @@ def test_owner_that_ends_while_its_script_runs_is_granted_nothing(folder: Folder
     assert "has ended: nothing is granted" in (folder.path / "log").read_text()
     assert folder.status() == []
     assert folder.witnesses() == []
-
-
-@contained
-def test_claim_of_a_script_that_is_killed_before_it_answers_its_driver_is_taken_back(
-    folder: Folder, owner: TaskManager, asker: TaskManager
-) -> None:
-    broken = folder.path / "broken"
-    command = " ".join(MODULE)
-    broken.write_text(
-        f'#!/bin/sh\n# from externalresource_gpu.script.main import main\n{command} "$@" >/dev/null; kill -9 $$\n'
-    )
-    broken.chmod(0o755)
-    with pytest.raises(RefusedError, match="was ended by signal 9"):
-        owner.tell("claim", folder.options(**{"discovery-script.path": str(broken)}))
-    assert folder.witnesses() == []
-    assert granted(asker.tell("script", *folder.script())) == "0"
 
 
 @contained

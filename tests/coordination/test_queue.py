@@ -870,5 +870,5 @@ def test_driver_waits_longer_than_its_script_may_take(path: str, held: Running[l
 
 def test_driver_gives_up_with_the_reason(path: str, held: Running[list[str]]) -> None:
     options = {"simulate": "1", "coordination-file": path, "wait": "0.1"}
-    with pytest.raises(DiscoveryError, match=rf"held by pid {held.pid} .*; waited 0\.1 s for them$"):
+    with pytest.raises(NotEnoughDevicesError, match=rf"held by pid {held.pid} .*; waited 0\.1 s for them$"):
         externalresource.claim("gpu", options=options)
