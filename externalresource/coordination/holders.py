@@ -42,6 +42,10 @@ class Holder:
     #: False only if it provably is no more, as `Coordination.held` has seen it.
     living: bool = True
 
+    def is_of(self, process: Process) -> bool:
+        """Return whether it is that living process; a line of Flink's own script has no more than the pid."""
+        return self.process == process or (self.process.start_time is None and self.process.pid == process.pid)
+
 
 @record
 class Claim:

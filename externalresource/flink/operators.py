@@ -123,7 +123,7 @@ def _held(
         claims, manager = [*driver.held()], identify(found.pid)
     except NotOfferedError as error:
         raise PluginError(f"the driver of {resource.name!r} cannot tell what the TaskManager holds: {error}") from None
-    its = [(claim, each.grant) for claim in claims for each in claim.holders if each.process == manager]
+    its = [(claim, each.grant) for claim in claims for each in claim.holders if each.is_of(manager)]
     outer = frozenset[str]().union(*runs_around())  # a TaskManager that `externalresource run` became holds more
     mine = [(claim, grant) for claim, grant in its if grant not in outer] or its
     if len(mine) != resource.amount:

@@ -24,8 +24,8 @@ class ScriptDriver(ExternalResourceDriver):
 
     def __init__(self, script: str, words: Sequence[str], timeout: float) -> None:
         self._script, self._words, self._timeout = script, words, timeout
-        file = _coordination_file(words, os.environ)
-        self._coordination = None if file is None else Coordination(file, "gpu")
+        self.coordination_file = _coordination_file(words, os.environ)
+        self._coordination = None if self.coordination_file is None else Coordination(self.coordination_file, "gpu")
         self._recorded: list[_Held] = []
 
     def retrieve_resource_info(self, amount: int) -> set[ExternalResourceInfo]:
@@ -50,17 +50,22 @@ class ScriptDriver(ExternalResourceDriver):
         return infos.environment(gpus)
 
     def held(self, process: Process | None = None) -> Collection[Claim]:
-        del process
-        raise DiscoveryError(f"{self._script} keeps its own books: who holds what is known only of our own script")
+        """Return who holds which GPU, by the coordination file that the script is told to use."""
+        return self._books().held(process)
 
     def drop(self, which: Callable[[Claim, Holder], bool]) -> Collection[tuple[Claim, Holder]]:
-        del which
-        return [(claim, holder) for claim in self.held() for holder in claim.holders]
+        """Strike out the holders of claims for which `which` answers True, and return them."""
+        return self._books().drop(which)
 
     def close(self) -> None:
         """Give back what was recorded for this process. In a forked child nothing happens: it is the parent's."""
         self._give_back(self._recorded)
         self._recorded = []
+
+    def _books(self) -> Coordination:
+        if self._coordination is None:
+            raise DiscoveryError(f"{self._script} is not told to coordinate: nobody knows who holds what")
+        return self._coordination
 
     def _answer(self, amount: int) -> str:
         ended = run_script(
@@ -80,15 +85,15 @@ class ScriptDriver(ExternalResourceDriver):
         itself = identify(os.getpid())
         with contextlib.suppress(CoordinationError):
             held = [(claim, holder) for claim in self._coordination.held() for holder in claim.holders]
-            return [(claim, holder) for claim, holder in held if _is_of(holder, itself)]
+            return [(claim, holder) for claim, holder in held if holder.is_of(itself)]
         return []
 
     def _give_back(self, held: Sequence[_Held], deadline: float | None = None) -> None:
         itself = identify(os.getpid())
-        theirs = {_name(claim, holder) for claim, holder in held if _is_of(holder, itself)}
+        theirs = {_name(claim, holder) for claim, holder in held if holder.is_of(itself)}
         if theirs and self._coordination is not None:
             self._coordination.drop(
-                lambda claim, holder: _is_of(holder, itself) and _name(claim, holder) in theirs, deadline=deadline
+                lambda claim, holder: holder.is_of(itself) and _name(claim, holder) in theirs, deadline=deadline
             )
 
 
@@ -125,11 +130,6 @@ def _coordination_file(words: Sequence[str], environment: Mapping[str, str]) -> 
         elif name == "coordination-file":
             said["file"] = value if equals else following
     return said["file"] if said["mode"] == "true" and os.path.isabs(said["file"]) else None
-
-
-def _is_of(holder: Holder, process: Process) -> bool:
-    """Return whether it is that process; a line of Flink's script has no more than the pid."""
-    return holder.process == process or (holder.process.start_time is None and holder.process.pid == process.pid)
 
 
 def _name(claim: Claim, holder: Holder) -> tuple[object, ...]:

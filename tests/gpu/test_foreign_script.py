@@ -178,11 +178,21 @@ def test_somebodys_script_tells_its_devices_only_when_asked_for_them(script: Scr
     driver = foreign(path)
     with pytest.raises(DiscoveryError, match=f"{path} cannot list devices"):
         driver.devices()
-    with pytest.raises(DiscoveryError, match=f"{path} keeps its own books"):
+    with pytest.raises(DiscoveryError, match=f"{path} is not told to coordinate"):
         driver.held()
     assert driver.environment(driver.retrieve_resource_info(1))["CUDA_VISIBLE_DEVICES"] == "0"
     driver.close()
     assert not ledger.exists()
+
+
+def test_who_holds_what_is_known_of_a_script_that_is_told_to_coordinate(script: Scripts, ledger: Path) -> None:
+    ledger.touch()
+    driver = foreign(script(FLINKS), args=f"--enable-coordination-mode --coordination-file {ledger}")
+    assert retrieved(driver, 1) == ["0"]
+    [claim] = driver.held()
+    assert (claim.token, claim.owner.process.pid) == ("0", os.getpid())
+    assert driver.coordination_file == str(ledger)
+    driver.close()
 
 
 @pytest.mark.parametrize("by_option", [True, False], ids=["by option", "by argument"])
