@@ -168,7 +168,7 @@ def report(result: Result) -> None:
     )
     _print_row(row)
     for reason in sorted(set(result.failures))[:3]:
-        click.echo(f"    failed {result.failures.count(reason)} times: {reason[:200]}")
+        click.echo(f"    failed {result.failures.count(reason)} times: {reason[-600:]}")
 
 
 def _print_row(cells: Sequence[object]) -> None:

@@ -190,7 +190,7 @@ def _ended(stat: _Stat) -> bool:
 def _stat(pid: int) -> _Stat | None:
     try:
         descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)  # half the time of a file object
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     try:
         head, _, tail = os.read(descriptor, _STAT_SIZE).rpartition(b")")

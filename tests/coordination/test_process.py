@@ -636,3 +636,27 @@ def test_process_of_the_host_is_none_of_a_container_though_the_pid_is_the_same()
 
 def test_process_that_ends_while_it_is_looked_at_is_not_the_one() -> None:
     assert not process._may_be(Process(7), str(2**22 + 1), host())
+
+
+def test_process_that_ends_while_its_file_is_opened_is_an_error_or_held(living: subprocess.Popen[bytes]) -> None:
+    code = (
+        "from externalresource.coordination import identify, lives\n"
+        "from externalresource.errors import CoordinationError\n"
+        f"known = identify({living.pid})\n"  # the first time that its file is opened
+        f"print(lives(known))\ntry: identify({living.pid})\nexcept CoordinationError as error: print(error)"
+    )
+    ends = [
+        "strace",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-P",
+        f"/proc/{living.pid}/stat",
+        "-e",
+        "inject=openat:error=ESRCH:when=2+",
+    ]
+    done = subprocess.run([*ends, sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "True",
+        f"process {living.pid} cannot own devices: there is no such living process here",
+    ]

@@ -79,10 +79,9 @@ def test_wrong_option_is_refused_as_the_page_says(folder: Path) -> None:
     assert said.endswith(f"{shown}\n")
 
 
-def test_program_that_fails_is_one_line(folder: Path) -> None:
-    (folder / "cards.txt").rename(folder / "cards")
-    said = run(folder, "externalresource", "discover", "cards:card")
-    (folder / "cards").rename(folder / "cards.txt")
+def test_program_that_fails_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "cards.py").write_text(FILES["cards.py"], encoding="utf-8")
+    said = run(tmp_path, "externalresource", "discover", "cards:card")
     assert said == "externalresource: the cards could not be listed: cat: cards.txt: No such file or directory\n"
 
 
