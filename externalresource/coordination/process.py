@@ -91,7 +91,7 @@ def identify(pid: int) -> Process:
     stat = _stat(pid) if here.sees_own_pids else None
     if stat is not None and _is_thread(pid):
         raise CoordinationError(f"{pid} cannot own devices: it is a thread, which may end before its process")
-    if here.sees_own_pids and (stat is None or _ended(stat)):
+    if here.sees_own_pids and (stat is None or _has_ended(pid, stat)):
         raise CoordinationError(f"process {pid} cannot own devices: there is no such living process here")
     if stat is None or here.pid_namespace is None:
         raise CoordinationError(
@@ -128,16 +128,12 @@ def gone(process: Process, here: Observer) -> bool:
         pids = [name for name in os.listdir("/proc") if name.isdecimal()]
         # With hidepid not even init is shown, and those that are not shown may be the process.
         return "1" in pids and not any(_may_be(process, pid, here) for pid in pids)
-    try:
-        os.kill(process.pid, 0)
-    except ProcessLookupError:
+    if _is_missing(process.pid):
         return True
-    except PermissionError:
-        pass  # it exists and belongs to somebody else
     stat = _stat(process.pid) if here.sees_own_pids else None
     if stat is None:  # hidden (hidepid), or it ended this moment
         return False
-    return _ended(stat) or _recycled(process, stat, here)
+    return _has_ended(process.pid, stat) or _recycled(process, stat, here)
 
 
 def pid_of(process: Process, here: Observer) -> int | None:
@@ -169,12 +165,14 @@ def _may_be(process: Process, pid: str, here: Observer) -> bool:
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
             inner = next((line.split()[2:] for line in file if line.startswith(b"NSpid:")), [])
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:  # it ended this moment, or is not ours to look at
+        return not _is_missing(int(pid))
+    if str(process.pid).encode() not in inner:
         return False
-    except OSError:  # not ours to look at
-        return True
-    stat = _stat(int(pid)) if str(process.pid).encode() in inner else None
-    if stat is None or _ended(stat):
+    stat = _stat(int(pid))
+    if stat is None:
+        return not _is_missing(int(pid))
+    if _has_ended(int(pid), stat):
         return False
     if process.time_namespace == here.time_namespace and process.start_time not in (None, stat.start_time):
         return False
@@ -182,7 +180,44 @@ def _may_be(process: Process, pid: str, here: Observer) -> bool:
     return process.pidfd_inode is None or process.pidfd_inode == (_pidfd_inode(int(pid)) or process.pidfd_inode)
 
 
-def _ended(stat: _Stat) -> bool:
+def _is_missing(pid: int) -> bool:
+    """Return whether no process has that pid here. The kernel answers for the one that a thread's execve leaves."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it exists and belongs to somebody else
+        pass
+    return False
+
+
+def _has_ended(pid: int, stat: _Stat) -> bool:
+    """Return True only if the process that was seen so provably runs no more, with all its threads.
+
+    When a thread that is not the first calls execve, the first one looks like this in /proc, until the other has taken
+    its place; poll(2) on a pidfd does not say so. A kernel without pidfds (before 5.3) proves nothing before the
+    process has left its pid.
+    """
+    if not _seems_ended(stat):
+        return False
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return _is_missing(pid)
+    try:
+        import select  # few owners are zombies
+
+        end = select.poll()
+        end.register(descriptor, select.POLLIN)
+        if not end.poll(0):
+            return False
+    finally:
+        os.close(descriptor)
+    again = _stat(pid)
+    return again is None or _seems_ended(again)
+
+
+def _seems_ended(stat: _Stat) -> bool:
     # The leader of a thread group may be a zombie while its threads live on, and with them the use of the device.
     return stat.state in "ZX" and stat.threads <= 1
 
