@@ -4,22 +4,21 @@ from externalresource.faces import face
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from externalresource.coordination.claims import (
-        Coordination,
-        first,
+    from externalresource.coordination.claims import Coordination, first, new_grant
+    from externalresource.coordination.holders import Claim, Holder, above
+    from externalresource.coordination.inside import run_variable, runs_around
+    from externalresource.coordination.lock import flock, unshielded
+    from externalresource.coordination.matching import Claimable
+    from externalresource.coordination.own_claims import Grants
+    from externalresource.coordination.process import (
+        Process,
+        identify,
         in_container,
         is_here,
         lives,
-        new_grant,
         pid_here,
         program_of,
     )
-    from externalresource.coordination.holders import Claim, Holder, above
-    from externalresource.coordination.inside import run_variable, runs_around
-    from externalresource.coordination.lock import flock
-    from externalresource.coordination.matching import Claimable
-    from externalresource.coordination.own_claims import Grants
-    from externalresource.coordination.process import Process, identify
 
 __all__ = [
     "Claim",
@@ -40,23 +39,25 @@ __all__ = [
     "program_of",
     "run_variable",
     "runs_around",
+    "unshielded",
 ]
 
 _HOME = {
     "Coordination": "claims",
     "first": "claims",
-    "in_container": "claims",
-    "is_here": "claims",
-    "lives": "claims",
+    "in_container": "process",
+    "is_here": "process",
+    "lives": "process",
     "new_grant": "claims",
-    "pid_here": "claims",
-    "program_of": "claims",
+    "pid_here": "process",
+    "program_of": "process",
     "run_variable": "inside",
     "runs_around": "inside",
     "Claim": "holders",
     "Holder": "holders",
     "above": "holders",
     "flock": "lock",
+    "unshielded": "lock",
     "Claimable": "matching",
     "Grants": "own_claims",
     "Process": "process",

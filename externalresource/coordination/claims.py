@@ -12,9 +12,9 @@ from externalresource.coordination import process as processes
 from externalresource.coordination.holders import Claim, Holder
 from externalresource.coordination.inside import runs_around
 from externalresource.coordination.life_lock import LifeLock
-from externalresource.coordination.lock import Lock, Try, by_filelock
+from externalresource.coordination.lock import Lock, Locked, Try, by_filelock, shielded
 from externalresource.coordination.matching import Claimable
-from externalresource.coordination.process import Observer, Process
+from externalresource.coordination.process import Observer, Process, in_container
 from externalresource.coordination.queue import Place
 from externalresource.coordination.request import NeverEnoughError, Request, TooFewError, bounded, choice, refusal
 from externalresource.errors import ConfigurationError, CoordinationError, NotEnoughDevicesError
@@ -22,9 +22,9 @@ from externalresource.records import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
     from typing import Any
 
+    from externalresource.coordination.lock import Run, T
     from externalresource.coordination.matching import D
     from externalresource.coordination.request import Choose
 
@@ -45,46 +45,23 @@ def new_grant() -> str:
     return os.urandom(8).hex()
 
 
-def in_container() -> bool:
-    """Return whether there may be processes to which this one's pid means nothing."""
-    return processes.observer().in_container
-
-
-def is_here(process: Process) -> bool:
-    """Return whether that process was seen from this very pid namespace."""
-    return process.pid_namespace == processes.observer().pid_namespace
-
-
-def pid_here(process: Process) -> int | None:
-    """Return the pid by which this process sees another one, if it sees it."""
-    return processes.pid_of(process, processes.observer())
-
-
-def program_of(process: Process) -> str | None:
-    """Return the program that a process runs, as far as this process sees it, without its arguments."""
-    return processes.program_of(process, processes.observer())
-
-
-def lives(process: Process) -> bool:
-    """Return False only if that process provably is no more."""
-    return not processes.gone(process, processes.observer())
-
-
 class Coordination:
     """The devices of one class on this host, as the processes that share one coordination file divide them.
 
-    `lock` tries to lock an open file without waiting, as `flock` does, too. `in_container` tells whether there may be
+    `lock` tries to lock an open file without waiting, as `flock` does, too. `run` keeps interrupts from what happens
+    under the lock. `in_container` tells whether there may be
     processes to which an owner's pid means nothing; it is given a life lock then. `pause` is called with seconds and a
     reason between two looks of a process that waits for devices. Within one of the `runs` (by default those that this
     process is inside of), the innermost that lives and has devices here, who claims gets a share of that one's.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but two have a value that is right outside of the script and of tests
         self,
         path: str,
         device_class: str,
         *,
         lock: Try = by_filelock,
+        run: "Run" = shielded,
         in_container: Callable[[], bool] = in_container,
         gone: Callable[[Process, Observer], bool] = processes.gone,
         pause: Callable[[float, str], None] = lambda seconds, _reason: time.sleep(seconds),
@@ -93,7 +70,7 @@ class Coordination:
         self.path = path
         self._class = device_class
         self.in_container = in_container
-        self._lock = lock
+        self._lock = Lock(path, lock, run)
         self._gone = gone
         self._pause = pause
         self._runs = runs_around() if runs is None else runs
@@ -178,11 +155,14 @@ class Coordination:
 
     def _strike_out(self, after: Callable[[Claim], Claim | None], deadline: float | None) -> list[Claim]:
         """Replace each claim by what `after` leaves of it; return those that have changed, as they were."""
-        with self._locked(deadline):
+
+        def struck_out(locked: Locked) -> list[Claim]:
             claims = self._read()
             left = [(claim, after(claim)) for claim in claims]
-            self._write(claims, [kept for _, kept in left if kept is not None])
-        return [claim for claim, kept in left if kept is not claim]
+            self._write(locked, claims, [kept for _, kept in left if kept is not None])
+            return [claim for claim, kept in left if kept is not claim]
+
+        return self._under_lock(struck_out, deadline)
 
     def _life_lock(self, holder: Holder) -> LifeLock | None:
         """Return a lock by which other containers, where the holder's pid means nothing, see that it lives.
@@ -231,41 +211,53 @@ class Coordination:
 
     def _leave(self, place: str) -> None:
         """Give up a place. Whoever comes next does it if the lock is not free: a place without its lock is none."""
-        try:
-            with self._locked(time.monotonic() + _LEAVING):
-                places = queue.read(self.path)
-                before, behind = queue.around(places, place)
-                self._write_queue(places, [*before, *behind])
+
+        def leave(_locked: Locked) -> None:
+            places = queue.read(self.path)
+            before, behind = queue.around(places, place)
+            self._write_queue(places, [*before, *behind])
+
+        try:  # noqa: SIM105 - contextlib costs the discovery script a millisecond
+            self._under_lock(leave, time.monotonic() + _LEAVING)
         except CoordinationError:
             pass
 
     def _claim_now(self, request: Request, deadline: float | None, name: str | None) -> "list[Any]":
         """Claim what is free and not kept for those who came before, or have a place in the queue under `name`."""
-        with self._locked(deadline):
+
+        def claimed_now(locked: Locked) -> "list[Any]":
             claimed = self._read()
-            request = self._within(request, claimed)
+            bounded_request = self._within(request, claimed)
             places = queue.read(self.path)
             before, behind = queue.around(places, name)
             try:
-                claims, chosen = self._chosen(request, claimed, before)
+                claims, chosen = self._chosen(bounded_request, claimed, before)
             except NotEnoughDevicesError:
                 if name is not None:
-                    suitable = [device for device in request.devices if request.suits(device)]
-                    place = queue.place(name, request.amount, suitable, request.line)
+                    suitable = [device for device in bounded_request.devices if request.suits(device)]
+                    place = queue.place(name, request.amount, suitable, bounded_request.line)
                     self._write_queue(places, [*before, place, *behind])
                 raise
-            life = self._life_lock(request.holder)
-            try:
-                holder = replace(request.holder, life_lock=life.name) if life else request.holder
-                self._write_queue(places, [*before, *behind])  # before the claim, which stands once it is written
-                self._write(claimed, self._granted(request, claims, chosen, holder))
-            except BaseException:
-                if life:
-                    life.close()
-                raise
+            self._write_queue(places, [*before, *behind])  # before the claim, which stands once it is written
+            self._record(locked, bounded_request, claimed, claims, chosen)
+            return chosen
+
+        return self._under_lock(claimed_now, deadline)
+
+    def _record(
+        self, locked: Locked, request: Request, before: Sequence[Claim], claims: Sequence[Claim], chosen: "list[Any]"
+    ) -> None:
+        """Write that what was chosen is the holder's, with a life lock if others need one to see that it lives."""
+        life = self._life_lock(request.holder)
+        try:
+            holder = replace(request.holder, life_lock=life.name) if life else request.holder
+            self._write(locked, before, self._granted(request, claims, chosen, holder))
+        except BaseException:
             if life:
-                self._life_locks[life.name] = life
-        return chosen
+                life.close()
+            raise
+        if life:
+            self._life_locks[life.name] = life
 
     def _within(self, request: Request, claims: Sequence[Claim]) -> Request:
         """Return the request bounded by the devices of the run that it is made in, if that has any here."""
@@ -312,8 +304,8 @@ class Coordination:
         except TooFewError as error:
             raise NotEnoughDevicesError(refusal(request, claims, error.free, ahead)) from None
 
-    def _locked(self, deadline: float | None) -> "AbstractContextManager[None]":
-        return Lock(self.path, time.monotonic() + DEFAULT_TIMEOUT if deadline is None else deadline, self._lock)
+    def _under_lock(self, section: "Callable[[Locked], T]", deadline: float | None) -> "T":
+        return self._lock.during(section, time.monotonic() + DEFAULT_TIMEOUT if deadline is None else deadline)
 
     def _read(self) -> list[Claim]:
         text = ledger.content(self.path)
@@ -330,11 +322,11 @@ class Coordination:
         self._known = text, claims
         return list(claims)
 
-    def _write(self, before: Sequence[Claim], after: Sequence[Claim]) -> None:
+    def _write(self, locked: Locked, before: Sequence[Claim], after: Sequence[Claim]) -> None:
         """Write the claims if they differ, and free the life locks of those that are no more."""
         if len(before) == len(after) and list(before) == list(after):
             return
-        self._known = ledger.write(self.path, after), after
+        self._known = ledger.write(self.path, after, locked.take_next), after
         were, are = holders.life_locks(before), holders.life_locks(after)
         for name in were - are:
             if name in self._life_locks:

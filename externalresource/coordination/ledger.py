@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from externalresource.coordination import safe_files
 from externalresource.coordination.holders import Claim, Holder
@@ -33,7 +33,8 @@ _PROCESS = {
 _HOLDER = {"witness": str, "until_children_exit": bool, "since": str, "grant": str, "share": dict}
 _TYPES = {**_DEVICE, **_PROCESS, **_HOLDER, "needs": list}  # of the fields that decide who holds what, where they stand
 _LARGEST_PID = 999_999_999
-_LOCK_TEXT = b"The lock of a coordination file. If that is missing beside this, its claims have been lost.\n"
+#: What the lock file says, which is made after the ledger.
+LOCK_TEXT = b"The lock of a coordination file. If that is missing beside this, its claims have been lost.\n"
 _PLAIN = frozenset(range(0x21, 0x7F)) - {ord("%")}  # all that is printable but blanks and %
 _QUOTED = re.compile(rb"%([0-9A-Fa-f]{2})")
 
@@ -60,16 +61,13 @@ def content(path: str) -> str:
         raise CoordinationError(_unreadable(path, line, "bytes that are not UTF-8")) from None
 
 
-def create_with_lock(path: str) -> None:
-    """Make the two files, with no claims, or leave them as they are. CoordinationError for anything else there."""
-    safe_files.create(path, b"")
-    safe_files.create(lock_file(path), _LOCK_TEXT)
+def write(path: str, claims: Iterable[Claim], take: "Callable[[Callable[[], int]], int] | None" = None) -> str:
+    """Replace the whole file by these claims and return its text, or leave it as it was and raise CoordinationError.
 
-
-def write(path: str, claims: Iterable[Claim]) -> str:
-    """Replace the whole file by these claims and return its text, or leave it as it was and raise CoordinationError."""
+    `take` opens the new file as for `safe_files.replace`.
+    """
     text = "".join([f"{claim.line or _render(claim)}\n" for claim in claims])
-    safe_files.replace(path, text.encode())
+    safe_files.replace(path, text.encode(), take)
     return text
 
 
@@ -108,7 +106,7 @@ def unquoted(word: str) -> str:
 
 def _check_never_was(path: str) -> None:
     """Raise CoordinationError if there was a file. The lock is looked at first: it was made after the ledger."""
-    if safe_files.read(lock_file(path)) == _LOCK_TEXT and not os.path.lexists(path):
+    if safe_files.read(lock_file(path)) == LOCK_TEXT and not os.path.lexists(path):
         raise CoordinationError(
             f"coordination file {path} was removed while its lock file remained, so nothing is granted: its claims are "
             f"lost, but their owners may live; once none of them does, remove {lock_file(path)}, too"

@@ -8,7 +8,6 @@ An owner that claims for itself holds the lock. For one that had a script claim,
 """
 
 import fcntl
-import functools
 import os
 import re
 from collections.abc import Collection
@@ -19,8 +18,7 @@ from externalresource.errors import CoordinationError
 
 _NAME = re.compile(r"[0-9A-Za-z]{1,64}")
 
-#: What this process holds for itself alone. A fork must leave it at once, and knows of no object that would tell it.
-_own: set["LifeLock"] = set()
+_TRIES = 20  # files that somebody else locks at once, one after the other
 
 
 class LifeLock:
@@ -29,14 +27,18 @@ class LifeLock:
     def __init__(self, coordination_file: str, *, inherited: bool = False) -> None:
         self._file = os.path.abspath(coordination_file)
         self._watchers: list[int] = []
-        self.descriptor: int | None = None
-        while self.descriptor is None:
+        self._descriptors = safe_files.Descriptors(shared=inherited)
+        for _ in range(_TRIES):
             self.name = os.urandom(8).hex()
             self._path = _path(self._file, self.name)
-            self.descriptor = self._lock()
-        if not inherited:
-            _leave_in_forks()
-            _own.add(self)
+            if self._lock():
+                return
+        raise CoordinationError(f"cannot keep {self._path} locked: somebody locks each file that is made there")
+
+    @property
+    def descriptor(self) -> int | None:
+        """Return what holds the lock; None if it was passed on or closed, or in a fork that has left it."""
+        return self._descriptors.open[0] if self._descriptors.open else None
 
     def post(self, owner: Process) -> None:
         """Pass the lock on to watchers beside the owner, which hold it until that has ended.
@@ -47,7 +49,7 @@ class LifeLock:
 
         if self.descriptor is not None:
             watchers.start(owner, self.descriptor, self._path, self._watchers)
-            self._leave()
+            self._descriptors.close()
 
     def keep_over_exec(self) -> None:
         """Let this process hold the lock also as another program; its children inherit it then, too."""
@@ -63,27 +65,24 @@ class LifeLock:
 
             watchers.end(self._watchers.pop())
         remove(self._file, self.name)
-        self._leave()
+        self._descriptors.close()
 
-    def _lock(self) -> int | None:
-        """Return a descriptor that holds the lock; None if its file was taken for one that the dead left."""
+    def _lock(self) -> bool:
+        """Make the file and lock it; False, and without it, if it was taken for one that the dead left."""
         flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            descriptor = os.open(self._path, flags, 0o644)
+            descriptor = self._descriptors.take(lambda: os.open(self._path, flags, 0o644))
             os.fchmod(descriptor, 0o644)  # whatever the umask: others must be able to try the lock
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not safe_files.removed(descriptor, self._path):
+                return True
+        except BlockingIOError:
+            remove(self._file, self.name)
         except OSError as error:
+            self._descriptors.close()
             raise safe_files.refusal("write", self._path, error) from None
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if not safe_files.removed(descriptor, self._path):
-            return descriptor
-        os.close(descriptor)
-        return None
-
-    def _leave(self) -> None:
-        _own.discard(self)
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-            self.descriptor = None
+        self._descriptors.close()
+        return False
 
 
 def stands(coordination_file: str, name: str, *, missing: bool = True) -> bool:
@@ -151,13 +150,3 @@ def _path(coordination_file: str, name: str) -> str:
     if not _NAME.fullmatch(name):
         raise CoordinationError(f"{name[:80]!r} is no name of a life lock")
     return f"{coordination_file}.witness-{name}"
-
-
-@functools.cache  # once for this process and its forks, as it cannot be undone
-def _leave_in_forks() -> None:
-    os.register_at_fork(after_in_child=_leave_all)
-
-
-def _leave_all() -> None:
-    while _own:
-        _own.pop()._leave()  # noqa: SLF001 - of this module

@@ -1,12 +1,26 @@
-"""The lock of a coordination file: flock(2) on `FILE.lock`, which is never replaced or removed by us."""
+"""The lock of a coordination file: flock(2) on `FILE.lock`, which we never replace or remove, and on the file."""
 
+import _thread
 import fcntl
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
 
 from externalresource.coordination import ledger, safe_files
 from externalresource.errors import CoordinationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol, TypeVar
+
+    T = TypeVar("T")
+
+    class Run(Protocol):
+        """Runs a job and returns what it returns."""
+
+        def __call__(self, job: Callable[[], T], /) -> T: ...
+
 
 _NETWORK = {  # file systems that other machines may use, too; virtual machines with their host, for one
     *("9p", "afs", "beegfs", "ceph", "cifs", "coda", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"),
@@ -37,58 +51,174 @@ def flock(descriptor: int) -> bool:
     return True
 
 
-class Lock:
-    """The lock of a coordination file, held for a block.
+def shielded(job: "Callable[[], T]") -> "T":
+    """Run a job to its end, whatever interrupts this process; the interrupt is raised after it.
 
-    CoordinationError, which says who holds it, if it is not free by `deadline` (time.monotonic).
+    It gets a thread of its own: Python runs signal handlers in the main thread only.
+    """
+    if _thread.get_ident() in _jobs:
+        return job()
+    running = _Job(job)
+    try:
+        try:
+            _thread.start_new_thread(running.run, ())
+        except RuntimeError:  # no more threads, or the interpreter ends
+            running.run()
+        running.wait()
+    except BaseException:
+        running.end()
+        raise
+    if running.error is not None:
+        raise running.error
+    result: T = running.result
+    return result
+
+
+def unshielded(job: "Callable[[], T]") -> "T":
+    """Run a job in a process that no interrupt outlives, or that holds back its signals."""
+    return job()
+
+
+_jobs: set[int] = set()  # their threads
+
+
+class _Job:
+    """Runs once: in its thread, or not at all."""
+
+    def __init__(self, job: "Callable[[], Any]") -> None:
+        self._job = job
+        self._turn, self._done = _thread.allocate_lock(), _thread.allocate_lock()
+        self._done.acquire()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Do the job, unless `end` was called before."""
+        if not self._turn.acquire(blocking=False):
+            return
+        itself = _thread.get_ident()
+        _jobs.add(itself)
+        try:
+            self.result = self._job()
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that wants the result
+            self.error = error
+        finally:
+            _jobs.discard(itself)
+            self._done.release()
+
+    def wait(self) -> None:
+        """Return when the job is done."""
+        self._done.acquire()
+
+    def end(self) -> None:
+        """Return when the job is done, or never will be begun; an interrupt does not shorten that."""
+        if self._turn.acquire(blocking=False):
+            return
+        try:
+            self.wait()
+        except BaseException:
+            self.end()
+            raise
+
+
+class Lock:
+    """The lock of a coordination file: of its lock file, and of the ledger itself.
+
+    A cleaner may remove the lock file alone. Whoever makes it anew is kept out by the ledger then, if one of those who
+    had locked the file that is gone is still inside.
     """
 
-    def __init__(self, coordination_file: str, deadline: float, lock: Try = by_filelock) -> None:
+    def __init__(self, coordination_file: str, lock: Try = by_filelock, run: "Run" = shielded) -> None:
         self._file = coordination_file
         self._path = ledger.lock_file(coordination_file)
-        self._deadline = deadline
         self._try = lock
+        self._run = run
 
-    def __enter__(self) -> None:
-        """Take the lock of the file that is at the path."""
+    def during(self, section: "Callable[[Locked], T]", deadline: float) -> "T":
+        """Return what a section returns that runs while the lock is held.
+
+        CoordinationError, which says who holds it, if it is not free by `deadline` (time.monotonic).
+        """
         pause, longest = _PAUSE
-        descriptor = self._open()
-        while not self._holds(descriptor):
-            if time.monotonic() >= self._deadline:
-                who = " and ".join(_holders(descriptor)) or "a process that this user may not look at"
-                os.close(descriptor)
-                raise CoordinationError(
-                    f"{self._path} was not free in time, so nothing is granted: it is locked by {who}"
-                )
-            os.close(descriptor)  # opened again each time: if another file was put at the path, that one is the lock
+        while True:
+            locked = Locked(self._file, self._path, self._try)
+            try:
+                return self._run(functools.partial(locked.during, section))
+            except _BusyError as busy:
+                if time.monotonic() >= deadline:
+                    who = " and ".join(_holders(busy.path)) or "a process that this user may not look at"
+                    raise CoordinationError(
+                        f"timed out waiting for the lock {busy.path}, which is held by {who}; nothing was changed"
+                    ) from None
             time.sleep(pause)
             pause = min(pause * 2, longest)
-            descriptor = self._open()
-        self._descriptor = descriptor
 
-    def __exit__(self, *_error: object) -> None:
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # a fork of this moment has the descriptor, too
-        os.close(self._descriptor)
 
-    def _open(self) -> int:
+class _BusyError(Exception):
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+
+class Locked:
+    """Both files, opened anew for each try: if another file was put at the path, that one is the lock."""
+
+    def __init__(self, coordination_file: str, lock_file: str, lock: Try) -> None:
+        self._file, self._path, self._try = coordination_file, lock_file, lock
+        self._descriptors = safe_files.Descriptors()
+
+    def during(self, section: "Callable[[Locked], T]") -> "T":
+        """Return what the section returns; _BusyError if somebody else holds one of the two."""
         try:
-            try:
-                # An existing one is opened without O_CREAT, which fs.protected_regular refuses for another user's file.
-                return safe_files.open_plain(self._path, os.O_RDONLY)
-            except FileNotFoundError:
-                _check_local(os.path.dirname(self._path) or ".")
-                ledger.create_with_lock(self._file)
-                return safe_files.open_plain(self._path, os.O_RDONLY)
+            self._take_lock_file()
+            self._took(self._file)  # if it is missing, whoever reads it says whether it is lost
+            return section(self)
+        finally:
+            self._leave()
+
+    def _take_lock_file(self) -> None:
+        if not self._took(self._path):
+            self._make_lock_file()
+            if not self._took(self._path):
+                raise _BusyError(self._path)
+        try:  # noqa: SIM105 - contextlib costs the discovery script a millisecond
+            os.utime(self._descriptors.open[-1])  # cleaners of temporary files go by age
+        except OSError:  # another user's
+            pass
+
+    def _make_lock_file(self) -> None:
+        """Make it whole or not at all, under the lock of the ledger, which is made first."""
+        try:
+            _check_local(os.path.dirname(self._path) or ".")
         except OSError as error:
             raise safe_files.refusal("lock", self._path, error) from None
+        safe_files.create(self._file)
+        if self._took(self._file) and not os.path.lexists(self._path):
+            safe_files.replace(self._path, ledger.LOCK_TEXT)
+        self._leave()
 
-    def _holds(self, descriptor: int) -> bool:
-        """Try to lock the file; False if somebody else holds it, or if it is no longer the one at the path."""
+    def _took(self, path: str) -> bool:
+        """Lock a file; False if there is none, _BusyError if somebody else has locked it."""
         try:
-            return self._try(descriptor) and _is_at(self._path, descriptor)
+            # An existing one is opened without O_CREAT, which fs.protected_regular refuses for another user's file.
+            descriptor = self._descriptors.take(lambda: safe_files.open_plain(path, os.O_RDONLY))
+            if not (self._try(descriptor) and _is_at(path, descriptor)):
+                raise _BusyError(path)
+        except FileNotFoundError:
+            return False
         except OSError as error:
-            os.close(descriptor)
-            raise safe_files.refusal("lock", self._path, error) from None
+            raise safe_files.refusal("lock", path, error) from None
+        return True
+
+    def take_next(self, opened: Callable[[], int]) -> int:
+        """Lock the file that is to be the ledger, before it is at the path."""
+        descriptor = self._descriptors.take(opened)
+        self._try(descriptor)
+        return descriptor
+
+    def _leave(self) -> None:
+        for descriptor in self._descriptors.open:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child of this moment, not yet another program, has it, too
+        self._descriptors.close()
 
 
 def network_file_system(mountinfo: str, mount: str) -> str | None:
@@ -137,9 +267,12 @@ def _is_at(path: str, descriptor: int) -> bool:
         return False
 
 
-def _holders(descriptor: int) -> Iterator[str]:
+def _holders(path: str) -> Iterator[str]:
     """Yield who has the file locked, as /proc/PID/fdinfo tells; /proc/locks has been seen to name the dead."""
-    status = os.fstat(descriptor)
+    try:
+        status = os.stat(path)
+    except OSError:
+        return
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino} ".encode()
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         folder = f"/proc/{pid}/fdinfo"

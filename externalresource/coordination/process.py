@@ -136,8 +136,24 @@ def gone(process: Process, here: Observer) -> bool:
     return _has_ended(process.pid, stat) or _recycled(process, stat, here)
 
 
-def pid_of(process: Process, here: Observer) -> int | None:
-    """Return the pid by which the observer sees a process that may live; None if it sees none that is it."""
+def in_container() -> bool:
+    """Return whether there may be processes to which this one's pid means nothing."""
+    return observer().in_container
+
+
+def is_here(process: Process) -> bool:
+    """Return whether that process was seen from this very pid namespace."""
+    return process.pid_namespace == observer().pid_namespace
+
+
+def lives(process: Process) -> bool:
+    """Return False only if that process provably is no more."""
+    return not gone(process, observer())
+
+
+def pid_here(process: Process, here: Observer | None = None) -> int | None:
+    """Return the pid by which this process, or another observer, sees one that may live; None if it sees none."""
+    here = here or observer()
     if not here.can_judge(process) or gone(process, here):
         return None
     if process.pid_namespace == here.pid_namespace:
@@ -145,9 +161,12 @@ def pid_of(process: Process, here: Observer) -> int | None:
     return next((int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and _may_be(process, pid, here)), None)
 
 
-def program_of(process: Process, here: Observer) -> str | None:
-    """Return what a process runs now, else what it ran when it claimed: `externalresource run` becomes its command."""
-    pid = pid_of(process, here)
+def program_of(process: Process, here: Observer | None = None) -> str | None:
+    """Return what a process runs now, else what it ran when it claimed, without its arguments.
+
+    `externalresource run` becomes its command.
+    """
+    pid = pid_here(process, here)
     stat = None if pid is None else _stat(pid)
     return process.program if stat is None else stat.program
 

@@ -1,10 +1,16 @@
 """Files in a folder that others may write: opened, made and replaced so that what was planted there harms nobody."""
 
+import _thread
 import errno
+import functools
 import os
 import stat
 
 from externalresource.errors import CoordinationError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _MODE = 0o644  # readable for all, whatever the umask: there are no secrets in it
 _LARGEST = 16 << 20  # bytes; 1,024 devices take 0.3 MB
@@ -21,15 +27,53 @@ _ADVICE = {
     errno.EDQUOT: "make room in the quota of its file system",
     errno.EROFS: "choose a file on a writable file system",
 }
+#: Held while a descriptor is opened and noted, lest a fork of another thread have one that nobody there knows of.
+_forking = _thread.RLock()
+_unshared: "set[Descriptors]" = set()
 
 
-def create(path: str, content: bytes) -> None:
-    """Make a file, or leave it as it is. CoordinationError for anything else that is there."""
+class Descriptors:
+    """Open descriptors of this process. Forks leave them at once, unless `shared`: else locks outlive it in them."""
+
+    def __init__(self, *, shared: bool = False) -> None:
+        self.open: list[int] = []
+        self._shared = shared
+
+    def take(self, opened: "Callable[[], int]") -> int:
+        """Return what `opened` returns, a descriptor, which is one of these then."""
+        _leave_in_forks()
+        with _forking:
+            if not self._shared:
+                _unshared.add(self)
+            self.open.append(opened())
+        return self.open[-1]
+
+    def close(self) -> None:
+        """Close them."""
+        _unshared.discard(self)
+        while self.open:
+            os.close(self.open.pop())
+
+
+@functools.cache  # once for this process and its forks, as it cannot be undone
+def _leave_in_forks() -> None:
+    os.register_at_fork(before=_forking.acquire, after_in_parent=_forking.release, after_in_child=_leave)
+
+
+def _leave() -> None:
+    while _unshared:
+        _unshared.pop().close()
+    _forking.release()
+
+
+def create(path: str) -> None:
+    """Make an empty file, or leave it as it is. CoordinationError for anything else that is there."""
     try:
         descriptor = open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        with open(descriptor, "wb") as file:
+        try:
             os.fchmod(descriptor, _MODE)
-            file.write(content)
+        finally:
+            os.close(descriptor)
     except FileExistsError:
         read(path)
     except OSError as error:
@@ -50,22 +94,32 @@ def read(path: str) -> bytes:
     return content
 
 
-def replace(path: str, content: bytes) -> None:
-    """Replace the whole file by this content, or leave it as it was and raise CoordinationError."""
+def replace(path: str, content: bytes, take: "Callable[[Callable[[], int]], int] | None" = None) -> None:
+    """Replace the whole file by this content, or leave it as it was and raise CoordinationError.
+
+    `take` opens the new file by what it is given, returns its descriptor, and closes it later.
+    """
     new = f"{path}.new"
     try:
         remove(new)  # left by a process that was killed here; the name is fixed, so that they do not pile up
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
         try:
-            with open(descriptor, "wb") as file:
-                os.fchmod(descriptor, _MODE)
-                file.write(content)
+            _write(new, content, take)
             os.replace(new, path)
         except BaseException:
             remove(new)
             raise
     except OSError as error:
         raise refusal("write", path, error) from None
+
+
+def _write(path: str, content: bytes, take: "Callable[[Callable[[], int]], int] | None") -> None:
+    def opened() -> int:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
+
+    descriptor = take(opened) if take else opened()
+    with open(descriptor, "wb", closefd=take is None) as file:
+        os.fchmod(descriptor, _MODE)
+        file.write(content)
 
 
 def refusal(verb: str, path: str, error: OSError) -> CoordinationError:

@@ -4,9 +4,8 @@ import os
 import re
 from collections.abc import Iterable
 
-from externalresource.coordination.claims import is_here, pid_here, program_of
 from externalresource.coordination.holders import Claim, Holder, above
-from externalresource.coordination.process import Process
+from externalresource.coordination.process import Process, is_here, pid_here, program_of
 from externalresource.errors import ExternalResourceError
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from externalresource.coordination import Coordination
-from externalresource.coordination.process import gone, observer, pid_of
+from externalresource.coordination.process import gone, observer, pid_here
 from externalresource.records import replace
 from tests.support.processes import NEW_PIDS, as_another_user, in_namespaces, mount
 from tests.support.taskmanager import (
@@ -243,7 +243,7 @@ def test_container_that_started_in_the_same_moment_is_not_taken_for_another(fold
     if first.pidfd_inode is None:
         pytest.skip("this kernel has no inode for each process")
     twin = replace(first, start_time=second.start_time)
-    assert pid_of(second, here) == living.pid
+    assert pid_here(second, here) == living.pid
     dead.kill()
     assert gone(twin, here)
     assert not gone(second, here)

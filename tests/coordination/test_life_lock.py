@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from externalresource.coordination import Coordination, Holder, identify, life_lock
+from externalresource.coordination import Coordination, Holder, identify, life_lock, unshielded
 from externalresource.coordination.life_lock import LifeLock, stands
 from externalresource.errors import CoordinationError
 from tests.support.processes import NEW_PIDS, in_child, in_namespaces
@@ -290,7 +290,7 @@ def claim_for_parent(path: str, processes: int) -> str:
         resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
         os.setresuid(SOMEBODY, SOMEBODY, SOMEBODY)
         try:
-            Coordination(path, "gpu").claim([Gpu()], 1, Holder(identify(os.getppid())))
+            Coordination(path, "gpu", run=unshielded).claim([Gpu()], 1, Holder(identify(os.getppid())))
         except CoordinationError as error:
             return str(error)
         return "claimed"

@@ -32,8 +32,8 @@ def test_lock_that_another_process_holds_until_the_deadline_is_an_error(path: st
             lambda: shared.release(claimed, me(), deadline=no_wait()),
         ):
             assert error_of(CoordinationError, action) == (
-                f"{path}.lock was not free in time, so nothing is granted: "
-                f"it is locked by pid {os.getpid()} ({me().process.program})"
+                f"timed out waiting for the lock {path}.lock, which is held by pid {os.getpid()} "
+                f"({me().process.program}); nothing was changed"
             )
     assert content(path) == before
 
@@ -77,7 +77,7 @@ def test_lock_on_a_file_that_is_no_longer_at_its_place_is_none(path: str, *, rem
         return free[:amount]
 
     assert Coordination(path, "gpu", lock=at_the_worst_moment).claim(gpus(1), 1, me(), choose=choose)
-    assert len(calls) == 2
+    assert len(calls) == 4  # the lock file twice, the ledger, and the one that is put in its place
 
 
 def test_file_system_without_locks_is_an_error_with_its_remedy(path: str) -> None:
@@ -87,7 +87,7 @@ def test_file_system_without_locks_is_an_error_with_its_remedy(path: str) -> Non
     before = os.listdir("/proc/self/fd")
     coordination = Coordination(path, "gpu", lock=no_locks)
     message = error_of(CoordinationError, lambda: coordination.claim(gpus(1), 1, me()))
-    assert message == f"cannot lock {path}.lock: No locks available; choose a file on a local file system"
+    assert message == f"cannot lock {path}: No locks available; choose a file on a local file system"
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
@@ -119,7 +119,7 @@ def test_lock_of_a_killed_process_is_free(path: str, start: Start) -> None:
 
     holder = start(lambda: Coordination(path, "gpu").claim(gpus(1), 1, me(), choose=hold))
     os.read(reader, 1)
-    with pytest.raises(CoordinationError, match="was not free in time"):
+    with pytest.raises(CoordinationError, match="timed out waiting for the lock"):
         Coordination(path, "gpu").claim(gpus(1), 1, me(), deadline=no_wait())
     holder.kill()
     assert Coordination(path, "gpu").claim(gpus(1), 1, me(), deadline=no_wait())
@@ -210,9 +210,10 @@ def test_folder_that_may_not_be_written_grants_nothing(shared: Path) -> None:
 HOLD = """
 import sys
 from externalresource.coordination.lock import Lock, by_filelock, flock
-with Lock(sys.argv[1], 0, {lock}):
+def hold(_locked):
     print(flush=True)
     sys.stdin.read()
+Lock(sys.argv[1], {lock}).during(hold, 0)
 """
 
 
@@ -225,7 +226,7 @@ def test_system_call_and_filelock_exclude_each_other(path: str, holder: str, ask
         assert process.stdout
         assert process.stdout.readline()
         message = error_of(CoordinationError, lambda: asking.claim(gpus(1), 1, me(), deadline=no_wait()))
-        assert f"it is locked by pid {process.pid} (python" in message
+        assert f"which is held by pid {process.pid} (python" in message
         process.communicate()
     assert asking.claim(gpus(1), 1, me(), deadline=no_wait())
 

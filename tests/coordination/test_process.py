@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from externalresource.coordination import process
-from externalresource.coordination.process import Observer, Process, gone, identify, observer, pid_of, program_of
+from externalresource.coordination.process import Observer, Process, gone, identify, observer, pid_here, program_of
 from externalresource.errors import CoordinationError
 from externalresource.records import replace
 from tests.support.processes import NEW_PIDS, NEW_TIME, as_another_user, in_child, in_namespaces, mount
@@ -486,9 +486,9 @@ def test_whoever_is_not_in_the_first_pid_namespace_is_in_a_container(namespace: 
 
 def test_process_is_seen_by_its_own_pid_in_its_own_namespace(living: subprocess.Popen[bytes]) -> None:
     who, here = identify(living.pid), observer()
-    assert pid_of(who, here) == living.pid
-    assert pid_of(replace(who, pid_namespace=None), here) is None
-    assert pid_of(replace(who, start_time=1), here) is None
+    assert pid_here(who, here) == living.pid
+    assert pid_here(replace(who, pid_namespace=None), here) is None
+    assert pid_here(replace(who, start_time=1), here) is None
 
 
 # A container as the host sees it
@@ -548,7 +548,7 @@ def test_host_sees_that_a_process_of_a_container_lives() -> None:
         assert not gone(inside.first, host())
         assert not gone(inside.child, host())
         for who in (inside.first, inside.child):
-            seen = pid_of(who, host())
+            seen = pid_here(who, host())
             assert seen is not None
             assert pid_namespace(seen) == who.pid_namespace
             assert Path(f"/proc/{seen}/status").read_text(encoding="utf-8").count(f"\t{seen}\t{who.pid}\n") > 0
@@ -556,12 +556,12 @@ def test_host_sees_that_a_process_of_a_container_lives() -> None:
 
 def test_host_sees_that_a_process_of_a_container_is_gone() -> None:
     with container() as inside:
-        seen = pid_of(inside.child, host())
+        seen = pid_here(inside.child, host())
         assert seen is not None
         os.kill(seen, signal.SIGKILL)  # nobody there reaps it
         wait_until(lambda: state(seen) == "Z")
         assert gone(inside.child, host())
-        assert pid_of(inside.child, host()) is None
+        assert pid_here(inside.child, host()) is None
         assert not gone(inside.first, host())
     assert gone(inside.first, host())
     assert gone(inside.child, host())
@@ -589,7 +589,7 @@ def test_container_judges_no_other(apart: int, living: subprocess.Popen[bytes]) 
     who = replace(identify(living.pid), pid_namespace=HOST + 7 + apart)
     end(living)
     assert not gone(who, here)
-    assert pid_of(who, here) is None
+    assert pid_here(who, here) is None
     assert gone(replace(who, pid_namespace=HOST + 7), here)
 
 

@@ -24,6 +24,7 @@ import externalresource
 from externalresource.api import ExternalResourceInfo
 from externalresource.context import RuntimeContext
 from externalresource.coordination import Claim, Coordination, Holder, identify, ledger, queue
+from externalresource.coordination.lock import Locked
 from externalresource.coordination.process import Observer, Process
 from externalresource.coordination.queue import Place
 from externalresource.errors import CoordinationError, DiscoveryError, ExternalResourceError, NotEnoughDevicesError
@@ -415,7 +416,7 @@ def test_lock_is_not_waited_for_longer_than_the_devices(path: str) -> None:
             fcntl.flock(file, fcntl.LOCK_EX)
 
         stuck = coordination(path, take_it)
-        with pytest.raises(CoordinationError, match=r"gpus\.lock was not free in time"):
+        with pytest.raises(CoordinationError, match=r"timed out waiting for the lock .*/gpus\.lock"):
             stuck.claim(gpus(0), 1, made_up(2), wait=0.1, deadline=time.monotonic() + 0.1)
     give_back(path, gpus(0), 1)
     assert ask(path, gpus(0)) == ["0"]
@@ -427,9 +428,9 @@ def test_lock_is_waited_for_at_most_until_the_deadline_and_the_wait_are_over(pat
     deadlines = []
 
     class Noting(Coordination):
-        def _locked(self, deadline: float | None) -> contextlib.AbstractContextManager[None]:
+        def _under_lock(self, section: Callable[[Locked], R], deadline: float | None) -> R:
             deadlines.append(deadline or 0)
-            return super()._locked(deadline)
+            return super()._under_lock(section, deadline)
 
     deadline = time.monotonic() + 1
     waiting = Noting(path, "gpu", gone=nobody_ends, pause=Events(lambda: time.sleep(0.01)))

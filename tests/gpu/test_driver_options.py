@@ -87,7 +87,7 @@ def test_lock_that_is_held_is_given_up(ledger: Path) -> None:
     with open(f"{ledger}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         message = failure(created(COORDINATED | {"timeout": "1"}))
-    assert message.startswith(f"{ledger}.lock was not free in time")
+    assert message.startswith(f"timed out waiting for the lock {ledger}.lock, ")
     assert claimed(ledger) == []
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from externalresource.api import Device, ExternalResourceInfo, Grants, driver, hookimpl
 from externalresource.coordination import Claim, Coordination
+from externalresource.coordination import lock as locks
 from externalresource.errors import DiscoveryError, ExternalResourceError, NotEnoughDevicesError
 
 
@@ -150,21 +151,17 @@ class FileOfItsOwn(Wrong):
         return [claim for path in files for claim in Coordination(str(path), "widget").held()]
 
 
-class _Unlocked(Coordination):
-    @contextlib.contextmanager
-    def _locked(self, deadline: float | None) -> Iterator[None]:
-        yield
-
-    def _write(self, before: Sequence[Claim], after: Sequence[Claim]) -> None:
+class _Slow(Coordination):
+    def _write(self, locked: locks.Locked, before: Sequence[Claim], after: Sequence[Claim]) -> None:
         time.sleep(1.5 if len(after) > len(before) else 0)  # on a busy machine, too, another one comes meanwhile
-        super()._write(before, after)
+        super()._write(locked, before, after)
 
 
 @caught_by("test_two_processes_never_have_the_same_device")
 class NoLock(Wrong):
     def __init__(self, options: Mapping[str, str]) -> None:
         super().__init__(options)
-        self.coordinate(_Unlocked(self.options["coordination-file"], "widget"))
+        self.coordinate(_Slow(self.options["coordination-file"], "widget", lock=lambda _descriptor: True))
 
 
 @caught_by("test_who_asks_again_gets_further_devices")

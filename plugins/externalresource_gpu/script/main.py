@@ -100,7 +100,7 @@ def _answer(options: Options, parent: int) -> str:
 
 
 def _coordinated(options: Options, parent: int, question: Question, deadline: float) -> str:
-    from externalresource.coordination import Coordination, Holder, flock, identify, new_grant
+    from externalresource.coordination import Coordination, Holder, flock, identify, new_grant, unshielded
     from externalresource_gpu.script.progress import Progress
 
     owner = Holder(identify(parent if options.owner_pid is None else options.owner_pid), new_grant())
@@ -112,7 +112,7 @@ def _coordinated(options: Options, parent: int, question: Question, deadline: fl
         _sleep(seconds)
         _look_again(question, host, deadline + options.wait)
 
-    coordination = Coordination(options.coordination_file, "gpu", pause=pause, lock=flock)
+    coordination = Coordination(options.coordination_file, "gpu", pause=pause, lock=flock, run=unshielded)
     host = question.host(deadline)
     candidates = host.claimable()
     _check_asker(parent, owner)
