@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from _thread import get_ident
 from contextlib import ExitStack
 from itertools import pairwise
 
@@ -10,7 +12,7 @@ from externalresource.errors import ConfigurationError, ExternalResourceError, P
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from collections.abc import Set as AbstractSet
     from types import TracebackType
     from typing import Self
@@ -32,13 +34,13 @@ class RuntimeContext:
         self._closed = False
         self._infos: dict[str, frozenset[ExternalResourceInfo]] = {}
         self._drivers: dict[str, ExternalResourceDriver] = {}
+        _finish_interrupted()
         try:
             for name, (driver, amount) in _in_turn(resources):
                 self._retrieve(name, driver, amount)
         except BaseException:
-            with ExitStack() as taking_back:  # who interrupts this, too, still does not keep what is left
-                for name in self._drivers:
-                    taking_back.callback(self._take_back, name)
+            _interrupted[self] = get_ident()  # first of all: this may be interrupted, too
+            self._for_each_driver(self._take_back)
             raise
 
     def get_external_resource_infos(self, name: str) -> AbstractSet[ExternalResourceInfo]:
@@ -75,11 +77,10 @@ class RuntimeContext:
         An error names the resource whose devices are still held; the others are given back. Another call asks again for
         what is still held, and is harmless where that is nothing.
         """
+        _interrupted[self] = get_ident()
         self._closed = True
         self._infos = {}
-        with ExitStack() as closing:  # one that fails does not keep the others from giving back theirs
-            for name in self._drivers:
-                closing.callback(self._give_back, name)
+        self._for_each_driver(self._give_back)
 
     def keep_over_exec(self) -> dict[str, str]:
         """Let the devices outlast an exec of this process, which then is another program and still their owner.
@@ -116,6 +117,17 @@ class RuntimeContext:
             self._take_back(name)  # now, and not at the end: nobody here would use what it may hold
             _warn(f"resource {name!r} is left out: {error}")
 
+    def _for_each_driver(self, give_back: Callable[[str], None]) -> None:
+        """Have each give back, also after one that fails. What an interrupt leaves is known as interrupted."""
+        try:
+            with ExitStack() as closing:
+                for name in self._drivers:
+                    closing.callback(give_back, name)
+        except Exception:
+            _interrupted.pop(self, None)  # whoever gets the error may close it again
+            raise
+        _interrupted.pop(self, None)
+
     def _give_back(self, name: str) -> None:
         """Have a driver give back what it holds; it is kept, to be asked again, unless it did."""
         try:
@@ -125,7 +137,7 @@ class RuntimeContext:
             raise
         except Exception as error:
             raise PluginError(f"the devices of {name!r} are not given back: {cause(error)}") from error
-        del self._drivers[name]
+        self._drivers.pop(name, None)
 
     def _take_back(self, name: str) -> None:
         """Give back, if that can be: that it fails is less than the error for which it is done."""
@@ -133,6 +145,28 @@ class RuntimeContext:
             self._give_back(name)
         except ExternalResourceError as error:
             _warn(str(error))
+
+
+#: Contexts that were interrupted while they were made or closed, with the thread that did it.
+_interrupted: dict[RuntimeContext, int] = {}
+
+
+def _finish_interrupted(*, of_all_threads: bool = False) -> None:
+    """Give back what an interrupt of this thread left; it is done before each new claim, and when the process ends."""
+    _finish_at_exit()
+    for context, thread in list(_interrupted.items()):
+        if of_all_threads or thread == get_ident():
+            try:
+                context.close()
+            except ExternalResourceError as error:
+                _warn(str(error))
+
+
+@functools.cache
+def _finish_at_exit() -> None:
+    import atexit
+
+    atexit.register(_finish_interrupted, of_all_threads=True)
 
 
 def runtime_context(

@@ -70,6 +70,7 @@ class Coordination:
         self.path = path
         self._class = device_class
         self.in_container = in_container
+        self.run = run
         self._lock = Lock(path, lock, run)
         self._gone = gone
         self._pause = pause
@@ -111,15 +112,18 @@ class Coordination:
                 raise
         return self._claim_in_queue(request, end, None if deadline is None else deadline + wait)
 
-    def release(self, devices: Iterable[Claimable], holder: Holder, *, deadline: float | None = None) -> int:
-        """Give back those of the devices that this process holds, by this grant if it names one; return how many."""
-        given_back = list(devices)
+    def release(self, devices: Iterable[Claimable] | None, holder: Holder, *, deadline: float | None = None) -> int:
+        """Give back what this process holds of the devices, or of all; return of how many.
+
+        Only what it holds by this grant, if the holder names one.
+        """
+        given_back = None if devices is None else list(devices)
 
         def stays(other: Holder) -> bool:
             return other.process != holder.process or holder.grant not in (None, other.grant)
 
         def after(claim: Claim) -> Claim | None:
-            named = any(matching.same(claim, device) for device in given_back)
+            named = given_back is None or any(matching.same(claim, device) for device in given_back)
             return holders.left(claim, stays) if named else claim
 
         return len(self._strike_out(after, deadline))

@@ -89,6 +89,7 @@ class _Job:
         self._job = job
         self._turn, self._done = _thread.allocate_lock(), _thread.allocate_lock()
         self._done.acquire()
+        self._is_done = False
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -104,11 +105,13 @@ class _Job:
             self.error = error
         finally:
             _jobs.discard(itself)
+            self._is_done = True
             self._done.release()
 
     def wait(self) -> None:
-        """Return when the job is done."""
-        self._done.acquire()
+        """Return when the job is done. It can be called again: an interrupt may come when it has just been done."""
+        if not self._is_done:
+            self._done.acquire()
 
     def end(self) -> None:
         """Return when the job is done, or never will be begun; an interrupt does not shorten that."""

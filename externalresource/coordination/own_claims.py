@@ -1,15 +1,18 @@
-"""What this process holds of one coordination file, to be given back as it was given."""
+"""What this process holds of one coordination file, to be given back as it was given.
+
+A process that lives on may be interrupted at any moment. So a claim is noted here before it is made, and one that
+nobody was told of is given back by whoever notices: the claim itself, the next one, `close`, or the end of this object.
+"""
 
 import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 
 from externalresource.coordination.claims import Coordination, new_grant
 from externalresource.coordination.holders import Holder
 from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.matching import Claimable
 from externalresource.coordination.process import identify
-from externalresource.records import record
+from externalresource.errors import ExternalResourceError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,12 +21,16 @@ if TYPE_CHECKING:
     from externalresource.coordination.matching import D
 
 
-@record
 class _Grant:
-    devices: Sequence[Claimable]
-    holder: Holder
-    #: A lock of this process, for those who cannot see its pid, or for its children.
-    life_lock: LifeLock | None
+    __slots__ = "devices", "holder", "is_lost", "life_lock"
+
+    def __init__(self, holder: Holder, life_lock: LifeLock | None) -> None:
+        self.devices: Sequence[Claimable] = ()  # until they are claimed
+        self.holder = holder
+        #: A lock of this process, for those who cannot see its pid, or for its children.
+        self.life_lock = life_lock
+        #: Nobody has it, or wants it any more.
+        self.is_lost = False
 
 
 class Grants:
@@ -37,15 +44,18 @@ class Grants:
         self, devices: "Sequence[D]", amount: int, *, until_children_exit: bool = False, **request: "Any"
     ) -> "Sequence[D]":
         """Claim devices for this process as `Coordination.claim` does, whose further arguments these take."""
-        with self.life_lock(until_children_exit=until_children_exit) as lock:
-            holder = Holder(
-                identify(os.getpid()),
-                new_grant(),
-                life_lock=None if lock is None else lock.name,
-                until_children_exit=until_children_exit,
-            )
-            claimed = self.coordination.claim(devices, amount, holder, **request)
-            self.add(claimed, holder, lock)
+        self._give_back_lost()
+        grant = self.coordination.run(lambda: self._noted(until_children_exit=until_children_exit))
+        try:
+            claimed = self.coordination.claim(devices, amount, grant.holder, **request)
+            grant.devices = claimed
+        except ExternalResourceError:
+            self._forget(grant)
+            raise
+        except BaseException:
+            grant.is_lost = True  # first of all: this may be interrupted, too
+            self._give_back_lost()
+            raise
         return claimed
 
     @property
@@ -53,34 +63,11 @@ class Grants:
         """Return what this process has, in the order in which it was claimed."""
         return [device for grant in self._grants for device in grant.devices]
 
-    @contextmanager
-    def life_lock(self, *, until_children_exit: bool) -> Iterator[LifeLock | None]:
-        """Give this process a lock that shows others that it lives, if it needs one; close it if the block fails."""
-        if not until_children_exit and not self.coordination.in_container():
-            yield None
-            return
-        lock = LifeLock(self.coordination.path, inherited=until_children_exit)
-        try:
-            yield lock
-        except BaseException:
-            lock.close()
-            raise
-
-    def add(self, devices: Sequence[Claimable], holder: Holder, life_lock: LifeLock | None) -> None:
-        """Take note of what was claimed."""
-        self._grants.append(_Grant(devices, holder, life_lock))
-
     def close(self) -> None:
         """Give back exactly that. In a forked child nothing happens: there it belongs to the parent."""
-        if self._grants:
-            itself = identify(os.getpid())
-            self._grants = [grant for grant in self._grants if grant.holder.process == itself]
-        while self._grants:
-            grant = self._grants[-1]
-            self.coordination.release(grant.devices, grant.holder)
-            if grant.life_lock is not None:
-                grant.life_lock.close()
-            self._grants.pop()
+        for grant in self._grants:
+            grant.is_lost = True
+        self._give_back_lost()
 
     def keep_over_exec(self) -> Collection[str]:
         """Let it outlast an exec of this process, which stays the owner; close() is never called then.
@@ -91,3 +78,49 @@ class Grants:
             if grant.life_lock is not None:
                 grant.life_lock.keep_over_exec()
         return [grant.holder.grant for grant in self._grants if grant.holder.grant]
+
+    def __del__(self) -> None:
+        if any(not grant.devices or grant.is_lost for grant in self._grants):
+            self._lose_what_nobody_was_told_of()
+
+    def _noted(self, *, until_children_exit: bool) -> _Grant:
+        """Take note of a claim, with a lock that shows others that this process lives, if it needs one."""
+        lock = None
+        if until_children_exit or self.coordination.in_container():
+            lock = LifeLock(self.coordination.path, inherited=until_children_exit)
+        name = None if lock is None else lock.name
+        try:
+            itself = identify(os.getpid())
+        except ExternalResourceError:
+            if lock is not None:
+                lock.close()
+            raise
+        holder = Holder(itself, new_grant(), life_lock=name, until_children_exit=until_children_exit)
+        self._grants.append(_Grant(holder, lock))
+        return self._grants[-1]
+
+    def _lose_what_nobody_was_told_of(self) -> None:
+        for grant in self._grants:
+            grant.is_lost = grant.is_lost or not grant.devices
+        try:  # noqa: SIM105 - contextlib costs the driver a millisecond
+            self._give_back_lost()
+        except ExternalResourceError:  # the end of the process frees it
+            pass
+
+    def _give_back_lost(self) -> None:
+        lost = [grant for grant in self._grants if grant.is_lost]
+        itself = identify(os.getpid()) if lost else None
+        for grant in lost:
+            if grant.holder.process == itself:
+                self.coordination.release(None, grant.holder)
+                self._forget(grant)
+            else:  # the parent's, whose fork this is
+                self._grants.remove(grant)
+
+    def _forget(self, grant: _Grant) -> None:
+        def forget() -> None:
+            if grant.life_lock is not None:
+                grant.life_lock.close()
+            self._grants.remove(grant)
+
+        self.coordination.run(forget)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from externalresource.coordination import Claim, Coordination, safe_files
+from externalresource.coordination import Claim, Coordination, Grants, safe_files
 from externalresource.errors import CoordinationError
 from tests.support.claiming import Start, claim, error_of, gpus, me, no_wait, tokens
 from tests.support.devices import Device
@@ -85,6 +85,23 @@ def test_first_claim_on_a_full_disk_leaves_no_lock_file_without_its_content(path
     claim(path, 1, gpus(1))
     os.unlink(path)
     assert "was removed while its lock file remained" in error_of(CoordinationError, lambda: claim(path, 1, gpus(1)))
+
+
+def close_without_room(path: str) -> list[str]:
+    """Return the error of a close, and what is held after another one for which there is room."""
+    grants = Grants(Coordination(path, "gpu"))
+    claim(path, 1, gpus(2))
+    grants.claim(gpus(2), 1)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+    message = error_of(CoordinationError, grants.close)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    grants.close()
+    return [message, *(claim.token for claim in Coordination(path, "gpu").held())]
+
+
+def test_close_for_which_there_was_no_room_can_be_repeated(path: str) -> None:
+    assert in_child(lambda: close_without_room(path)) == [f"cannot write {path}: File too large", "0"]
 
 
 def test_fork_of_another_thread_does_not_keep_the_lock(path: str, start: Start) -> None:
