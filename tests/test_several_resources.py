@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from externalresource.errors import (
     PluginError,
 )
 
-from .support.processes import Running
+from .support.processes import Running, wait_until
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "externalresource")
 BOARDS = """
@@ -170,11 +169,6 @@ def task_manager(host: Host, *, lenient: bool = False) -> dict[str, list[str]]:
         name: sorted(info.get_property("index") or "" for info in kept[-1].get_external_resource_infos(name))
         for name in ("gpu", "fpga")
     }
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    while not condition():
-        time.sleep(0.01)
 
 
 Failure = tuple[Callable[[Host], object], type[ExternalResourceError], str]

@@ -6,18 +6,20 @@ from typing import TypeVar
 
 import pytest
 
-from tests.support.processes import Running
+from tests.support.processes import Running, Start
 
 R = TypeVar("R")
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> str:
-    return str(tmp_path / "gpus")
+def path() -> Iterator[str]:
+    """Yield a coordination file that is not there yet, in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:  # of a short name: a socket's is limited
+        yield f"{folder}/gpus"
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[Callable[[], R]], Running[R]]]:
+def start() -> Iterator[Start]:
     with contextlib.ExitStack() as running:
 
         def start(function: Callable[[], R]) -> Running[R]:

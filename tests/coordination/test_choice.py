@@ -7,8 +7,9 @@ import pytest
 
 from externalresource.coordination import Claim, Coordination, first
 from externalresource.errors import CoordinationError, NotEnoughDevicesError
-from tests.support.claiming import Asker, Start, claim, content, error_of, gpus, me, no_wait, of, tokens
+from tests.support.claiming import Asker, claim, content, error_of, gpus, me, no_wait, of, tokens
 from tests.support.devices import Device
+from tests.support.processes import Start
 
 # What a driver chooses
 

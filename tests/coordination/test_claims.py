@@ -13,7 +13,6 @@ from externalresource.errors import ConfigurationError, CoordinationError, NotEn
 from externalresource.records import replace
 from tests.support.claiming import (
     Asker,
-    Start,
     claim,
     content,
     error_of,
@@ -26,6 +25,7 @@ from tests.support.claiming import (
     tokens,
 )
 from tests.support.devices import Device
+from tests.support.processes import Start
 
 # Who gets what
 

@@ -15,7 +15,7 @@ import pytest
 from externalresource.coordination import Coordination
 from externalresource.coordination.process import gone, observer, pid_here
 from externalresource.records import replace
-from tests.support.processes import NEW_PIDS, as_another_user, in_namespaces, mount
+from tests.support.processes import NEW_PIDS, as_another_user, in_namespaces, mount, wait_until
 from tests.support.taskmanager import (
     COMMAND_LINE,
     MODULE,
@@ -27,7 +27,6 @@ from tests.support.taskmanager import (
     granted,
     is_refused,
     unshare,
-    wait_until,
 )
 
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC

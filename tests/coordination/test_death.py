@@ -23,6 +23,7 @@ from externalresource.coordination import Coordination, Holder, identify, ledger
 from externalresource.errors import NotEnoughDevicesError
 from externalresource_gpu import backends
 from externalresource_gpu.script import main
+from tests.support.claiming import me
 from tests.support.processes import NEW_PIDS, Running, in_namespaces
 
 _OWN_MEMORY = {"brk", "mmap", "mprotect", "mremap", "munmap", "futex", "madvise"}  # nobody else sees any of it
@@ -33,10 +34,6 @@ GPUS = backends.create("simulated", "3").devices(0)
 Call = tuple[str, int]
 Program = Callable[[str], None]  # it is given the coordination file, its parent owns what it claims
 End = Callable[["Scene", Path, Call], bool]  # whether it came to that call
-
-
-def me() -> Holder:
-    return Holder(identify(os.getpid()))
 
 
 def held(path: str, pid: int) -> set[str]:

@@ -17,7 +17,7 @@ import pytest
 from externalresource.coordination import Coordination, Holder, identify, life_lock, unshielded
 from externalresource.coordination.life_lock import LifeLock, stands
 from externalresource.errors import CoordinationError
-from tests.support.processes import NEW_PIDS, in_child, in_namespaces
+from tests.support.processes import NEW_PIDS, in_child, in_namespaces, wait_until
 from tests.support.taskmanager import (
     MODULE,
     Folder,
@@ -25,7 +25,6 @@ from tests.support.taskmanager import (
     containers_are_permitted,
     granted,
     is_refused,
-    wait_until,
 )
 
 contained = pytest.mark.skipif(not containers_are_permitted(), reason="this system grants no pid namespaces")

@@ -17,9 +17,9 @@ import externalresource
 from externalresource.coordination import Claim, Coordination, flock
 from externalresource.coordination.lock import by_filelock
 from externalresource.errors import CoordinationError, NotEnoughDevicesError
-from tests.support.claiming import Start, claim, content, error_of, gpus, locked, me, no_wait, tokens
+from tests.support.claiming import claim, content, error_of, gpus, locked, me, no_wait, tokens
 from tests.support.devices import Device
-from tests.support.processes import as_another_user
+from tests.support.processes import Start, as_another_user
 
 
 def test_lock_that_another_process_holds_until_the_deadline_is_an_error(path: str) -> None:

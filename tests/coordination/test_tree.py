@@ -1,16 +1,14 @@
 """Several roots of one claim, and lines of a later version that need a reader who knows more."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from externalresource.coordination import Coordination, Holder, Process, above, identify, ledger
-from externalresource.coordination.process import Observer
+from externalresource.coordination import Holder, Process, above, ledger
 from externalresource.errors import CoordinationError, NotEnoughDevicesError
-from tests.support.claiming import gpus, tokens
+from tests.support.claiming import HostOfRuns, gpus, me, tokens
 
 
 def record(pid: int, **fields: Any) -> dict[str, Any]:
@@ -30,31 +28,22 @@ def of_several_roots() -> dict[str, Any]:
     }
 
 
-class Host:
+class Host(HostOfRuns):
     def __init__(self, path: str, details: dict[str, Any]) -> None:
-        self.path = path
-        self.dead: set[int] = set()
+        super().__init__(path)
         self.line = f"0 1 {json.dumps(details)}"
         Path(path).write_text(f"{self.line}\n", encoding="ascii")
 
-    def coordination(self, *runs: str) -> Coordination:
-        return Coordination(
-            self.path, "gpu", in_container=lambda: False, gone=self.is_gone, runs=[frozenset([run]) for run in runs]
-        )
-
-    def is_gone(self, process: Process, here: Observer) -> bool:
-        return process.pid in self.dead
-
     def tree(self) -> list[tuple[int, int | None]]:
         """Return each holder with the one that it has the device from."""
-        (claim,) = self.coordination().held()
+        (claim,) = self.inside().held()
         pairs = [(holder, above(claim, holder)) for holder in claim.holders]
         return [(holder.process.pid, outer.process.pid if outer else None) for holder, outer in pairs]
 
     def sweep(self) -> None:
         """Have the dead struck out, by one who claims another device."""
-        self.coordination().claim(gpus(2)[1:], 1, Holder(identify(os.getpid())))
-        self.coordination().release(gpus(2)[1:], Holder(identify(os.getpid())))
+        self.inside().claim(gpus(2)[1:], 1, me())
+        self.inside().release(gpus(2)[1:], me())
 
 
 @pytest.fixture
@@ -64,7 +53,7 @@ def host(path: str) -> Host:
 
 def test_each_holder_has_its_device_from_the_one_before_it_and_a_root_from_nobody(host: Host) -> None:
     assert host.tree() == [(1, None), (11, 1), (2, None), (12, 2)]
-    (claim,) = host.coordination().held()
+    (claim,) = host.inside().held()
     assert [holder.share for holder in claim.holders] == [{"memory": 4}, None, {"memory": 8}, None]
 
 
@@ -89,9 +78,9 @@ def test_who_is_left_of_a_root_that_has_ended_is_the_root(
 def test_device_is_held_while_one_of_its_roots_lives(host: Host) -> None:
     host.dead = {1, 11, 12}
     with pytest.raises(NotEnoughDevicesError):
-        host.coordination().claim(gpus(1), 1, Holder(identify(os.getpid())))
+        host.inside().claim(gpus(1), 1, me())
     host.dead.add(2)
-    assert tokens(host.coordination().claim(gpus(1), 1, Holder(identify(os.getpid())))) == ["0"]
+    assert tokens(host.inside().claim(gpus(1), 1, me())) == ["0"]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +90,7 @@ def test_part_is_taken_from_the_root_that_one_runs_inside_of(
     host: Host, root: int, left: list[tuple[int, int | None]]
 ) -> None:
     host.dead = {11, 12}
-    assert host.coordination(f"of{root}").claim(gpus(1), 1, Holder(Process(9, 9, pid_namespace=1)))
+    assert host.inside(f"of{root}").claim(gpus(1), 1, Holder(Process(9, 9, pid_namespace=1)))
     assert host.tree() == left
 
 
@@ -127,20 +116,20 @@ def test_line_that_needs_what_is_not_known_counts_as_held_and_is_kept_to_the_let
     host = Host(path, STRANGE)
     host.dead = {1}
     with pytest.raises(NotEnoughDevicesError):
-        host.coordination().claim(gpus(1), 1, Holder(identify(os.getpid())))
+        host.inside().claim(gpus(1), 1, me())
     with pytest.raises(NotEnoughDevicesError):
-        host.coordination("of1").claim(gpus(1), 1, Holder(Process(9, 9)))
-    assert host.coordination().drop(lambda _claim, _holder: True) == []
-    assert host.coordination().release(gpus(1), Holder(Process(1, 1, pid_namespace=1))) == 0
+        host.inside("of1").claim(gpus(1), 1, Holder(Process(9, 9)))
+    assert host.inside().drop(lambda _claim, _holder: True) == []
+    assert host.inside().release(gpus(1), Holder(Process(1, 1, pid_namespace=1))) == 0
     host.sweep()
     assert Path(path).read_text(encoding="ascii") == f"{host.line}\n"
-    assert [claim.living for claim in host.coordination().held()] == [True]
+    assert [claim.living for claim in host.inside().held()] == [True]
 
 
 def test_line_that_needs_nothing_is_judged_as_any_other(path: str) -> None:
     host = Host(path, {"uuid": "GPU-0", **record(1), "needs": []})
     host.dead = {1}
-    assert tokens(host.coordination().claim(gpus(1), 1, Holder(identify(os.getpid())))) == ["0"]
+    assert tokens(host.inside().claim(gpus(1), 1, me())) == ["0"]
 
 
 @pytest.mark.parametrize("needs", ["tomorrow", [5], None], ids=str)

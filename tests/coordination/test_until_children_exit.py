@@ -11,6 +11,7 @@ import pytest
 
 import externalresource
 from externalresource.coordination import Coordination
+from tests.support.processes import wait_until
 from tests.support.taskmanager import (
     Folder,
     TaskManager,
@@ -18,7 +19,6 @@ from tests.support.taskmanager import (
     first_child,
     granted,
     is_refused,
-    wait_until,
 )
 
 #: pid 1 of a container that lives on when the TaskManager in it has ended.

@@ -13,6 +13,7 @@ import pytest
 from externalresource.coordination import Coordination, Holder, Process, identify
 from externalresource.errors import CoordinationError, NotEnoughDevicesError
 from externalresource.records import replace
+from tests.support.claiming import me
 from tests.support.devices import Device
 from tests.support.processes import NEW_PIDS, Running, in_child, in_namespaces
 
@@ -53,10 +54,6 @@ def by(user: int, function: Callable[[], R]) -> Callable[[], R]:
         return function()
 
     return as_user
-
-
-def me() -> Holder:
-    return Holder(identify(os.getpid()))
 
 
 def claim(path: str, amount: int = 1, wait: float = 0) -> list[str]:

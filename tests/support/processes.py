@@ -4,8 +4,11 @@ import ctypes
 import os
 import pickle
 import signal
+import subprocess
+import time
 from collections.abc import Callable
-from typing import Generic, NoReturn, TypeVar
+from pathlib import Path
+from typing import Generic, NoReturn, Protocol, TypeVar
 
 import pytest
 
@@ -52,6 +55,46 @@ class Running(Generic[R]):
             os.waitpid(self.pid, 0)
 
 
+class Start(Protocol):
+    """What the fixture of this name does: start a process that lives until the test ends."""
+
+    def __call__(self, function: Callable[[], R]) -> Running[R]: ...
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def state(pid: int) -> str:
+    """Return the letter by which /proc says what that process does: `Z` for one that has ended and is not reaped."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2][0]
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def paused_fork() -> int:
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    return child
+
+
+def end_fork(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def let_the_next_process_have(pid: int) -> None:
+    """Set what the kernel counts from in the pid namespace of the caller."""
+    Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1), encoding="ascii")
+
+
 def in_child(function: Callable[[], R]) -> R:
     """Run it in a forked child; return what it returns, or raise what it raises (or skips)."""
     reader, writer = os.pipe()
@@ -93,6 +136,11 @@ def in_namespaces(function: Callable[[], R], kinds: int, *, own_proc: bool = Tru
         return in_child(first)
 
     return in_child(enter)
+
+
+def in_mounts(function: Callable[[], R]) -> R:
+    """Run it where it may mount file systems that nobody else sees."""
+    return in_namespaces(function, 0, own_proc=False)
 
 
 def as_another_user(function: Callable[[], R]) -> R:

@@ -1,0 +1,91 @@
+"""A folder that other machines use, too, is refused: nothing is known here of their locks and processes."""
+
+import os
+from collections.abc import Sequence
+
+import pytest
+
+from externalresource.coordination import lock
+from externalresource.errors import CoordinationError
+from tests.support.claiming import (
+    claim,
+    error_of,
+    held,
+    tokens,
+)
+from tests.support.processes import in_mounts, mount
+
+MOUNTINFO = r"""
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/root rw
+30 22 0:30 / /proc rw - proc proc rw
+41 22 0:41 / /srv/a\040b rw,relatime shared:7 master:2 - nfs4 server:/x rw,vers=4.2
+42 22 0:42 / /mnt/-\040-\040nfs rw - ext4 /dev/sdb rw
+43 22 0:43 /sub /gpu rw - fuse.sshfs me@host:/ rw
+44 22 0:44 / /home rw - cifs //host/share rw
+45 22 0:45 / /ceph rw - ceph 10.0.0.1:/ rw
+46 22 0:46 / /host rw - 9p host rw,trans=virtio
+47 22 0:47 / /luster rw - lustre mds@tcp:/fs rw
+48 22 0:48 / /afs rw - afs none rw
+49 22 0:49 / /gluster rw - fuse.glusterfs host:/vol rw
+50 22 0:50 / /kata rw - virtiofs kataShared rw
+51 22 0:51 / /smb rw - smb3 //host/share rw
+52 22 0:52 / /nfs rw - nfs server:/y rw
+53 22 0:53 / /run rw - tmpfs tmpfs rw
+54 22 0:54 / /layers rw - overlay overlay rw,lowerdir=/nfs
+55 22 0:55 / /fuse rw - fuse.fuse-overlayfs nfs rw
+56 22 0:56 / /nfsd rw - nfsd nfsd rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("mounted", "kind"),
+    [
+        ("41", "nfs4"), ("43", "fuse.sshfs"), ("44", "cifs"), ("45", "ceph"), ("46", "9p"), ("47", "lustre"),
+        ("48", "afs"), ("49", "fuse.glusterfs"), ("50", "virtiofs"), ("51", "smb3"), ("52", "nfs"),
+        ("22", None), ("42", None), ("53", None), ("54", None), ("55", None), ("56", None), ("5", None), ("", None),
+        ("999", None),
+    ],
+)  # fmt: skip
+def test_file_system_that_other_machines_use_is_told_by_its_mount(mounted: str, kind: str | None) -> None:
+    assert lock.network_file_system(MOUNTINFO, mounted) == kind
+
+
+def mounted_over(path: str) -> Sequence[str]:
+    """Return two folders: on a file system of another machine, whatever its name says, and on none, which hides one."""
+    root = os.path.dirname(path)
+    for name in ("plain", "plain/deep", "a b\\040"):
+        os.mkdir(f"{root}/{name}")
+    mount("none", f"{root}/a b\\040", "tmpfs")
+    mount("none", f"{root}/plain/deep", "tmpfs")
+    mount("none", f"{root}/plain", "ramfs")  # which hides the one that lies deeper
+    os.mkdir(f"{root}/plain/deep")
+    return f"{root}/a b\\040", f"{root}/plain/deep"
+
+
+REASON = (
+    "it is on tmpfs, which other machines may use, too, and nothing is known here of their locks and processes; "
+    "choose a file on a local file system"
+)
+
+
+def test_folder_that_other_machines_use_is_refused_and_left_as_it_is(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "_NETWORK", {"tmpfs"})
+
+    def look() -> tuple[str, list[str], list[str]]:
+        shared, local = mounted_over(path)
+        message = error_of(CoordinationError, lambda: claim(f"{shared}/gpus"))
+        reason = message.removeprefix(f"cannot keep claims in {shared}: ")
+        return reason, os.listdir(shared), tokens(claim(f"{local}/gpus"))
+
+    assert in_mounts(look) == (REASON, [], ["0"])
+
+
+def test_folder_is_looked_at_once_since_looking_costs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim(path)
+    monkeypatch.setattr(lock, "network_file_system", lambda mountinfo, mount: "nfs")
+    assert tokens(claim(path)) == ["1"]
+    os.unlink(f"{path}.lock")
+    assert "it is on nfs" in error_of(CoordinationError, lambda: claim(path))
+    assert held(path) == ["0", "1"]
