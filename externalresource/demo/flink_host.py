@@ -122,11 +122,11 @@ class Flink:
             time.sleep(0.1)
 
 
-def check_installed() -> None:
+def check_installed(newest_python: tuple[int, int] = _NEWEST_PYTHON) -> None:
     """Raise ExternalResourceError if apache-flink or Java is missing."""
     if importlib.util.find_spec("pyflink") is None:
-        if sys.version_info[:2] > _NEWEST_PYTHON:
-            newest, this = (".".join(map(str, version)) for version in (_NEWEST_PYTHON, sys.version_info[:2]))
+        if sys.version_info[:2] > newest_python:
+            newest, this = (".".join(map(str, version)) for version in (newest_python, sys.version_info[:2]))
             raise ExternalResourceError(f"apache-flink installs on Python {newest} or older, and this is {this}")
         raise ExternalResourceError("apache-flink is missing: pip install 'externalresource[demo,flink]'")
     home = os.environ.get("JAVA_HOME")
@@ -141,8 +141,8 @@ def version() -> str:
     return str(__version__)
 
 
-def discovery_script() -> str:
-    path = os.path.join(sysconfig.get_path("scripts"), _SCRIPT)
+def discovery_script(name: str = _SCRIPT) -> str:
+    path = os.path.join(sysconfig.get_path("scripts"), name)
     if not os.access(path, os.X_OK):
         raise ExternalResourceError(f"{path} is missing, which is installed with externalresource: install it again")
     return path

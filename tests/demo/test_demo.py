@@ -301,9 +301,8 @@ def test_without_apache_flink_one_line_says_what_to_install(tmp_path: Path) -> N
 
 def test_python_without_an_apache_flink_is_told_from_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyflink", None)
-    monkeypatch.setattr(flink_host, "_NEWEST_PYTHON", (3, 10))
     with pytest.raises(ExternalResourceError, match=r"^apache-flink installs on Python 3\.10 or older, "):
-        flink_host.check_installed()
+        flink_host.check_installed(newest_python=(3, 10))
 
 
 def test_without_java_one_line_says_what_to_install(stand_in: StandInFlink) -> None:
@@ -313,10 +312,9 @@ def test_without_java_one_line_says_what_to_install(stand_in: StandInFlink) -> N
     assert stand_in.complaint(JAVA_HOME="/nowhere") == f"Flink needs Java, but {wrong}: {remedy}"
 
 
-def test_missing_discovery_script_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flink_host, "_SCRIPT", "no-such-script")
+def test_missing_discovery_script_is_an_error_that_names_it() -> None:
     with pytest.raises(ExternalResourceError, match=r"^/.*/no-such-script is missing, which .*: install it again$"):
-        flink_host.discovery_script()
+        flink_host.discovery_script("no-such-script")
 
 
 def test_job_manager_that_ends_is_an_error_with_its_last_words(stand_in: StandInFlink) -> None:
