@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
@@ -16,6 +14,7 @@ import pytest
 import externalresource
 from externalresource.api import Device, driver
 from externalresource.coordination import ledger
+from tests.support.processes import wait_until
 
 # What all programs have before their own lines. A task ends once as many workers have come as the host has GPUs.
 COMMON = """
@@ -59,13 +58,6 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "EXTERNALRESOURCE_GPU_SIMULATE": "3",
         "EXTERNALRESOURCE_GPU_COORDINATION_FILE": str(tmp_path / "claims"),
     }
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def write(folder: Path, program: str) -> list[str]:
@@ -172,7 +164,7 @@ def test_worker_waits_for_a_gpu_that_another_program_has(tmp_path: Path, environ
     )
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
         queue = Path(f"{options['coordination-file']}.queue")
-        until(queue.exists)
+        wait_until(queue.exists)
         context.close()
         assert process.stdout
         assert process.stdout.read().split()[1:] == [gpu.get_property("uuid")]

@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import sysconfig
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import externalresource
+from tests.support.processes import wait_until
 from tests.support.user_manager import user_manager
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "externalresource")
@@ -83,13 +83,6 @@ def needs(tool: str) -> None:
         pytest.skip(f"needs {tool}")
 
 
-def until(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def written(folder: Path) -> list[list[str]]:
     log = folder / "log"
     return [row.split() for row in log.read_text(encoding="ascii").splitlines()] if log.exists() else []
@@ -103,14 +96,14 @@ def living(folder: Path) -> list[str]:
 
 def check(folder: Path) -> None:
     """Check that all jobs have run, never two at once on one GPU, and that nobody holds one at the end."""
-    until(lambda: len(written(folder)) == 2 * JOBS)
+    wait_until(lambda: len(written(folder)) == 2 * JOBS)
     busy: set[str] = set()
     for what, gpu, _ in written(folder):
         assert gpu.startswith("GPU-")
         assert (gpu in busy) == (what == "end")
         busy ^= {gpu}
     assert {job for _, _, job in written(folder)} == set(map(str, range(JOBS)))
-    until(lambda: not living(folder))
+    wait_until(lambda: not living(folder))
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +156,7 @@ def test_service_that_is_stopped_frees_its_gpu(folder: Path, manager: dict[str, 
         folder, "sh", "-c", "trap 'echo stopped >> log; exit 9' TERM; echo began >> log; while :; do sleep 0.01; done"
     )
     shell(folder, f"systemd-run --user --quiet --same-dir --unit=stopped {waiting}", **manager)
-    until(lambda: written(folder) == [["began"]])
+    wait_until(lambda: written(folder) == [["began"]])
     assert len(living(folder)) == 1
     shell(folder, "systemctl --user stop stopped", **manager)
     assert written(folder) == [["began"], ["stopped"]]

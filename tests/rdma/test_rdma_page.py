@@ -2,11 +2,10 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from externalresource_rdma.driver import Options
+from tests.support.plugins import run_the_command_of
 from tests.support.rdma_trees import ACTIVE, Tree
 
 SECTION = (Path(__file__).parents[2] / "docs/drivers.md").read_text().partition("\n## rdma:")[2].partition("\n## ")[0]
@@ -16,13 +15,9 @@ def test_command_of_the_page_prints_what_the_page_says(tmp_path: Path) -> None:
     tree = Tree(tmp_path / "sys")
     for number in range(2):
         tree.adapter(f"mlx5_{number}", None, ACTIVE, guid=f"506b:4b03:00c0:{number:04x}")
-    [(command, output)] = re.findall(
-        r"^```console\n\$ externalresource (.*?)\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE
-    )
-    given = ["-o", f"sysfs={tree.root}", "-o", f"coordination-file={tmp_path}/ledger", "--"]
-    words = command.replace(" -- ", f" {' '.join(given)} ").split()
-    program = Path(sys.executable).with_name("externalresource")
-    assert subprocess.run([program, *words], capture_output=True, text=True, check=True, timeout=60).stdout == output
+    given = ["-o", f"sysfs={tree.root}", "-o", f"coordination-file={tmp_path}/ledger"]
+    said, printed = run_the_command_of(SECTION, *given)
+    assert printed == said
 
 
 def test_options_of_the_page_are_those_that_there_are() -> None:

@@ -1,6 +1,7 @@
 """Plugins to be installed for a test: right ones and broken ones."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -51,6 +52,16 @@ def error_of(factory: str) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
+
+
+def run_the_command_of(section: str, *given: str) -> tuple[str, str]:
+    """Run the one command of a page's section, with these words before its `--`; return its output there and here."""
+    [(command, output)] = re.findall(
+        r"^```console\n\$ externalresource (.*?)\n(.*?)^```", section, re.DOTALL | re.MULTILINE
+    )
+    words = command.replace(" -- ", f" {' '.join(given)} -- ").split()
+    done = subprocess.run([COMMAND, *words], capture_output=True, text=True, check=True, timeout=60)
+    return output, done.stdout
 
 
 def with_plugins() -> dict[str, str]:

@@ -36,6 +36,24 @@ sys.exit(2 if text.startswith("Invalid") else said["status"] if "Unable" in text
 """
 NAME = "NVIDIA A100-SXM4-40GB"
 
+# What a machine file says of all of its GPUs, and of one of which nothing is known.
+EACH = f"""
+each:
+  name: {NAME}
+  memory_total: 40960
+  memory_used: 301
+  compute_mode: Default
+  mig_mode: Disabled
+  numa_node: 0
+  processes: []"""
+UNKNOWN = """name: unknown
+    memory_total: unknown
+    memory_used: unknown
+    compute_mode: unknown
+    mig_mode: unknown
+    numa_node: unknown
+    processes: unknown"""
+
 
 def row(index: int, **differing: str) -> dict[str, str]:
     cells = {
@@ -127,15 +145,7 @@ MIXED = Machine(
 GPU-00000000-0000-0000-0000-000000000001, 4711, 2566
 GPU-00000000-0000-0000-0000-000000000001, 4712, [N/A]""",
     },
-    yaml=f"""
-each:
-  name: {NAME}
-  memory_total: 40960
-  memory_used: 301
-  compute_mode: Default
-  mig_mode: Disabled
-  numa_node: 0
-  processes: []
+    yaml=f"""{EACH}
 gpus:
   - uuid: GPU-00000000-0000-0000-0000-000000000000
     pci_bus_id: 0000F000:0A:00.0
@@ -147,13 +157,7 @@ gpus:
   - uuid: unknown
     pci_bus_id: 0000F002:0A:00.0
     unusable: GPU is lost
-    name: unknown
-    memory_total: unknown
-    memory_used: unknown
-    compute_mode: unknown
-    mig_mode: unknown
-    numa_node: unknown
-    processes: unknown
+    {UNKNOWN}
   - uuid: GPU-00000000-0000-0000-0000-000000000003
     index: 3
     pci_bus_id: 0000F003:0A:00.0
@@ -181,15 +185,7 @@ SWITCHED = Machine(
     count=3,
     rows=[row(0), row(1), row(2)],
     topology=matrix([0, 1, 2], "X NV10 NV12", "NV10 X NV10", "NV12 NV10 X"),
-    yaml=f"""
-each:
-  name: {NAME}
-  memory_total: 40960
-  memory_used: 301
-  compute_mode: Default
-  mig_mode: Disabled
-  numa_node: 0
-  processes: []
+    yaml=f"""{EACH}
 gpus:
   - {{uuid: GPU-00000000-0000-0000-0000-000000000000, pci_bus_id: "0000F000:0A:00.0"}}
   - {{uuid: GPU-00000000-0000-0000-0000-000000000001, pci_bus_id: "0000F001:0A:00.0"}}
@@ -223,15 +219,7 @@ SICK = Machine(
         "PHB PXB PIX X PIX",
         "NODE PHB PXB PIX X",
     ),
-    yaml=f"""
-each:
-  name: {NAME}
-  memory_total: 40960
-  memory_used: 301
-  compute_mode: Default
-  mig_mode: Disabled
-  numa_node: 0
-  processes: []
+    yaml=f"""{EACH}
 gpus:
   - uuid: GPU-00000000-0000-0000-0000-000000000000
     pci_bus_id: 0000F000:0A:00.0
@@ -248,13 +236,7 @@ gpus:
   - uuid: unknown
     pci_bus_id: 0000F003:0A:00.0
     unusable: Insufficient Permissions
-    name: unknown
-    memory_total: unknown
-    memory_used: unknown
-    compute_mode: unknown
-    mig_mode: unknown
-    numa_node: unknown
-    processes: unknown
+    {UNKNOWN}
   - uuid: GPU-00000000-0000-0000-0000-000000000004
     pci_bus_id: 0000F004:0A:00.0
     unusable: recovery action is Reset

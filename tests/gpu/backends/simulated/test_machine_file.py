@@ -2,7 +2,6 @@
 
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,34 +9,8 @@ import pytest
 from externalresource.errors import DiscoveryError
 from externalresource.records import replace
 from externalresource_gpu.backends import create
-from externalresource_gpu.backends.simulated.backend import Simulated
-from externalresource_gpu.choosing.topology import Links
 from externalresource_gpu.device import Device
-from tests.support.backends import MIG_UUID, UUID
-
-Written = Callable[[str], str]
-
-
-def simulated(what: str) -> list[Device]:
-    backend = create("simulated", what)
-    backend.start()
-    return backend.devices(time.monotonic())
-
-
-def links(what: str) -> Links:
-    backend = Simulated(what, topology=True)
-    backend.devices(time.monotonic())
-    return backend.links(time.monotonic())
-
-
-@pytest.fixture
-def written(tmp_path: Path) -> Written:
-    def write(text: str) -> str:
-        path = tmp_path / "gpus.yaml"
-        path.write_text(text)
-        return str(path)
-
-    return write
+from tests.support.backends import MIG_UUID, UUID, Written, links, simulated
 
 
 def test_file_describes_gpus_by_the_fields_of_a_device(written: Written) -> None:

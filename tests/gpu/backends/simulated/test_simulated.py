@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,27 +13,12 @@ from externalresource.errors import ConfigurationError
 from externalresource_gpu.backends import NAMES, create
 from externalresource_gpu.backends.simulated import machine_file, made_up
 from externalresource_gpu.backends.simulated.backend import Simulated
-from externalresource_gpu.choosing.topology import Links
 from externalresource_gpu.device import Device, Process
-from tests.support.backends import MIG_UUID, UUID
+from tests.support.backends import MIG_UUID, UUID, links, simulated
 
 ROOT = Path(__file__).parents[4]
 RECORDED = ROOT.parent / "shared" / "data" / "nvidia-smi"
 BUS_ID = re.compile(r"[0-9A-F]{8}:[0-9A-F]{2}:[0-9A-F]{2}\.0")
-
-Written = Callable[[str], str]
-
-
-def simulated(what: str) -> list[Device]:
-    backend = create("simulated", what)
-    backend.start()
-    return backend.devices(time.monotonic())
-
-
-def links(what: str) -> Links:
-    backend = Simulated(what, topology=True)
-    backend.devices(time.monotonic())
-    return backend.links(time.monotonic())
 
 
 def gpus(machine: str) -> tuple[Device, ...]:

@@ -14,19 +14,9 @@ from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends.nvidia_smi.backend import NvidiaSmi
 from externalresource_gpu.backends.simulated import machine_file, made_up
 from externalresource_gpu.backends.simulated.backend import Simulated
+from tests.support.backends import Written
 
-Written = Callable[[str], str]
 LONG = 60.0
-
-
-@pytest.fixture
-def written(tmp_path: Path) -> Written:
-    def write(text: str) -> str:
-        path = tmp_path / "gpus.yaml"
-        path.write_text(text)
-        return str(path)
-
-    return write
 
 
 def refusal(backend: Simulated | NvidiaSmi, seconds: float = LONG) -> str:
