@@ -14,9 +14,9 @@ import pytest
 
 from externalresource.coordination import Claim, Coordination, Grants, safe_files
 from externalresource.errors import CoordinationError
-from tests.support.claiming import Start, claim, error_of, gpus, me, no_wait, tokens
+from tests.support.claiming import claim, error_of, gpus, me, no_wait, tokens
 from tests.support.devices import Device
-from tests.support.processes import in_child
+from tests.support.processes import Start, in_child
 
 Choose = Callable[[Sequence[Device], Sequence[Claim], int], Sequence[Device]]
 
