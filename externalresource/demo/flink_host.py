@@ -11,18 +11,16 @@ import shutil
 import socket
 import sys
 import sysconfig
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from externalresource.demo.flink_process import Guard, Process
+from externalresource.demo.processes import Process, Processes
 from externalresource.errors import ExternalResourceError
 from externalresource.flink import config_files
 
 _JOB = "externalresource.demo.flink_job"
 _SCRIPT = "nvidia-gpu-discovery"
 _NEWEST_PYTHON = (3, 12)  # for which apache-beam, which apache-flink needs, has wheels
-_PATIENCE = 300.0  # seconds for each step, on a slow host
 _FOREIGN = ("FLINK_", "PYFLINK_", "HADOOP_")  # set for another Flink
 _JAVA = "env.java.opts.all"
 # The first two make the start half as long on two cores; without the third, a JVM that is killed leaves a file in /tmp.
@@ -72,11 +70,9 @@ class Flink:
 
         home = os.path.dirname(os.path.abspath(pyflink.__file__))
         self._bin = os.path.join(home, "bin")
-        self._folder = folder
-        self._environment = _environment(folder)
-        self._guard = Guard()
-        self._processes: list[Process] = []
+        self._processes = Processes(folder, _environment(folder))
         self._client: Process
+        self.close = self._processes.close
         _configure(os.path.join(home, "conf"), folder, gpu_configuration)
 
     def start(self, count: int) -> Iterator[TaskManager]:
@@ -85,41 +81,20 @@ class Flink:
         numbers = range(1, count + 1)
         started = [self._start(f"TaskManager {number}", "taskmanager.sh", "start-foreground") for number in numbers]
         for number, process in zip(numbers, started, strict=True):
-            self._line(process, "Successful registration at resource manager")
+            self._processes.line(process, "Successful registration at resource manager")
             yield TaskManager(number, process.pid, _devices(process))
 
     def submit(self, parallelism: int, libraries: str) -> None:
         """Return when Flink has accepted the job."""
         self._client = self._start("the job", "flink", "run", "-pym", _JOB, str(parallelism), libraries)
-        self._line(self._client, "Job has been submitted")
+        self._processes.line(self._client, "Job has been submitted")
 
     def reports(self) -> list[Report]:
         """Return what the subtasks of the job say, once all is read."""
-        return [Report(**report) for report in json.loads(self._line(self._client, '"answers"'))]
-
-    def close(self) -> None:
-        self._guard.close()
-        for process in self._processes:
-            process.wait()
+        return [Report(**report) for report in json.loads(self._processes.line(self._client, '"answers"'))]
 
     def _start(self, name: str, script: str, *words: str) -> Process:
-        output = os.path.join(self._folder, f"{len(self._processes)}-{script}.out")
-        process = Process(name, [os.path.join(self._bin, script), *words], output, self._environment, self._guard)
-        self._processes.append(process)
-        return process
-
-    def _line(self, process: Process, text: str) -> str:
-        """Return the line with the text, once the process has written it; ExternalResourceError if one has ended."""
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            ended = [each for each in self._processes if each.ended]
-            if line := process.line(text):
-                return line
-            for each in ended:
-                raise ExternalResourceError(f"{each.name} failed: {each.complaint}")
-            if time.monotonic() > deadline:
-                raise ExternalResourceError(f"{process.name} is stuck for {_PATIENCE:.0f} s: {process.complaint}")
-            time.sleep(0.1)
+        return self._processes.start(name, os.path.join(self._bin, script), *words)
 
 
 def check_installed(newest_python: tuple[int, int] = _NEWEST_PYTHON) -> None:
@@ -163,7 +138,6 @@ def _environment(folder: str) -> dict[str, str]:
         "FLINK_LOG_DIR": os.path.join(folder, "log"),
         "FLINK_PID_DIR": os.path.join(folder, "pid"),
         "TMPDIR": os.path.join(folder, "tmp"),
-        "OMP_NUM_THREADS": "1",  # several Python workers share the processors
     }
 
 
@@ -173,7 +147,7 @@ def _configure(shipped: str, folder: str, gpu_configuration: str) -> None:
     scratch = os.path.join(folder, "tmp")
     shutil.copytree(shipped, conf)
     os.mkdir(scratch)
-    java = dict(config_files.read(conf, _ignore))[_JAVA].value
+    java = dict(config_files.read(conf, config_files.ignore))[_JAVA].value
     rpc, rest = free_ports(2)
     settings = _SETTINGS | {
         _JAVA: f"{java} -Djava.io.tmpdir={scratch} {_FAST}",
@@ -183,10 +157,6 @@ def _configure(shipped: str, folder: str, gpu_configuration: str) -> None:
     with open(os.path.join(conf, "config.yaml"), "w", encoding="utf-8") as file:
         file.write(gpu_configuration)
         file.writelines(f"{key}: {json.dumps(value)}\n" for key, value in settings.items())
-
-
-def _ignore(_warning: str) -> None:
-    pass
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,11 +1,12 @@
 """A TaskManager of the demo: it claims its GPU, learns to read handwritten digits on it, and holds it until the end.
 
 Started as `python -m externalresource.demo.task_manager CONFIGURATION NUMBER LIBRARIES [KEY=VALUE]...`. It prints one
-line of JSON, what it got and learned or why it was refused, and ends when its stdin does.
+line of JSON, what it got and learned or why it was refused, and ends on SIGTERM.
 """
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ _SHOWN = 8
 
 def main() -> None:
     config, number, libraries, *overrides = sys.argv[1:]
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # until it is waited for
     try:
         context = runtime_context(config, overrides=dict(override.split("=", 1) for override in overrides))
     except ExternalResourceError as error:
@@ -25,15 +27,14 @@ def main() -> None:
         return
     with context:
         os.environ.update(context.environment())  # CUDA reads it once, when the array library initialises
-        _say(
-            {"devices": _devices(context), "mask": os.environ["CUDA_VISIBLE_DEVICES"]}
-            | _read_digits(libraries.split(","), int(number))
-        )
-        sys.stdin.buffer.read()
+        granted = {"refused": None, "devices": _devices(context), "mask": os.environ["CUDA_VISIBLE_DEVICES"]}
+        _say(granted | _read_digits(libraries.split(","), int(number)))
 
 
 def _say(report: dict[str, object]) -> None:
+    """Print it, and return when this process is to end."""
     print(json.dumps(report), flush=True)  # noqa: T201 - stdout is the way to the demo
+    signal.sigwait([signal.SIGTERM])
 
 
 def _devices(context: RuntimeContext) -> list[str]:

@@ -49,6 +49,10 @@ def read(path: str, complain: Callable[[str], None]) -> list[tuple[str, Setting]
     return settings
 
 
+def ignore(_message: str) -> None:
+    """Pass over what Flink only warns of."""
+
+
 def elements(text: str, *, yaml: bool) -> list[object]:
     """Return the elements of a list that is written as a text: `a;b`, or with `yaml` also `[a, b]`."""
     listed = _yaml_list(text) if yaml else None

@@ -101,13 +101,13 @@ def complaints(source: str, *, overrides: Iterable[str] = ()) -> list[Complaint]
 
 def settings(source: str, *, overrides: Iterable[str] = ()) -> dict[str, Setting]:
     """Return all keys of a configuration as they are written, also those that are none of ours."""
-    return {**dict(config_files.read(source, _ignore)), **dict(_overrides(overrides))}
+    return {**dict(config_files.read(source, config_files.ignore)), **dict(_overrides(overrides))}
 
 
 def written(settings: _Settings) -> list[Written]:
     """Return the resources that are listed; none if the list cannot be read."""
     try:
-        names = [name for name in _names(settings, _ignore) if not _fault(name)]
+        names = [name for name in _names(settings, config_files.ignore) if not _fault(name)]
     except ConfigurationError:
         return []
     return [
@@ -142,10 +142,6 @@ def flink_folder() -> str:
     if home := os.environ.get("FLINK_HOME"):
         return os.path.join(home, "conf")
     raise ConfigurationError("no configuration is named, and neither FLINK_CONF_DIR nor FLINK_HOME is set")
-
-
-def _ignore(_message: str) -> None:
-    pass
 
 
 def _refuse(message: str) -> None:
