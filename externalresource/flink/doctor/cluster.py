@@ -4,20 +4,24 @@ A TaskManager whose discovery failed advertises its devices all the same: Flink 
 """
 
 import json
+import os
 import re
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from http.client import HTTPException, InvalidURL
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from externalresource.coordination import Claim, above, pid_here
+from externalresource.coordination import above, pid_here
 from externalresource.errors import ConfigurationError, ExternalResourceError
 from externalresource.flink import task_manager
-from externalresource.flink.doctor.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked
+from externalresource.flink.configuration import Written
+from externalresource.flink.doctor import host
+from externalresource.flink.doctor.findings import WARNING, Finding, Looked, Note, NotLooked
 from externalresource.flink.doctor.keys import GPU_FACTORY, Settings, text
 
 _PATIENCE = 5  # seconds for each answer
@@ -32,18 +36,7 @@ _NO_PLACE = re.compile(r"^\S+ \S+ WARN +\S+ +\[.*?\] - ")  # when, and in which 
 _STARTED = "Enabled external resources"
 _CAUSES = 3  # lines of a log
 
-Held = Callable[[], Collection[Claim]]
 _Log = Callable[[], str]
-
-
-class Known(NamedTuple):
-    """What is known of a resource."""
-
-    #: Of the coordination file; None if nothing is coordinated.
-    path: str | None
-    held: Held | None
-    #: By Flink's own GPU driver, which says in the log what it found.
-    is_gpu: bool
 
 
 class _TaskManager(NamedTuple):
@@ -81,8 +74,9 @@ def check_address(url: str) -> str:
     return parts._replace(query="", fragment="").geturl().rstrip("/")
 
 
-def notes(url: str, resources: Mapping[str, Known]) -> Iterator[Note]:
+def notes(url: str, resources: Sequence[Written]) -> Iterator[Note]:
     """Look at each TaskManager of the cluster. `resources` are those that it must advertise."""
+    configured = {resource.name: resource for resource in resources}
     at = f"REST API {url}"
     try:
         found = [_read(entry) for entry in json.loads(_get(f"{url}/taskmanagers"))["taskmanagers"]]
@@ -92,21 +86,22 @@ def notes(url: str, resources: Mapping[str, Known]) -> Iterator[Note]:
     yield Looked(at)
     if not found:
         remedy = "start one (bin/taskmanager.sh start); if it does not stay, its log says why"
-        yield Finding("cluster", WARNING, "no TaskManager is registered", f"{url}/taskmanagers is empty", remedy)
+        yield Finding(
+            "cluster", "no TaskManager is registered", f"{url}/taskmanagers is empty", remedy, severity=WARNING
+        )
     for one in found:
         log = cache(partial(_log, url, one))  # looked at once, and only if there is something to explain
-        if missing := [name for name in resources if name not in one.advertised]:
+        if missing := [name for name in configured if name not in one.advertised]:
             yield _not_advertised(url, one, missing, log)
         for name, amount in one.advertised.items():
-            known = resources.get(name, Known(None, None, is_gpu=False))
-            yield from _undiscovered(f"{url}/taskmanagers: {one.name}", one, (name, amount), known, log)
+            at = f"{url}/taskmanagers: {one.name}: extendedResources {name}={amount:g}"
+            yield from _undiscovered(at, one, (name, amount), configured.get(name), log)
 
 
 def _not_advertised(url: str, one: _TaskManager, names: Sequence[str], log: _Log) -> Finding:
     has = ", ".join(f"{name}={amount:g}" for name, amount in one.advertised.items()) or "nothing"
     return Finding(
         "not-advertised",
-        ERROR,
         f"a TaskManager does not have {' and '.join(map(repr, names))}, as the configuration says",
         f"{url}/taskmanagers: {one.name}: extendedResources has {has}; its log says: {_causes(log())}",
         "start it again with this configuration (FLINK_CONF_DIR); if it is so then, too, see the other problems",
@@ -114,36 +109,38 @@ def _not_advertised(url: str, one: _TaskManager, names: Sequence[str], log: _Log
 
 
 def _undiscovered(
-    at: str, one: _TaskManager, resource: tuple[str, float], known: Known, its_log: _Log
+    advertised: str, one: _TaskManager, resource: tuple[str, float], configured: Written | None, its_log: _Log
 ) -> Iterator[Note]:
     """Compare with the coordination file and with the log; where one of the two cannot be had, with the other."""
     name, amount = resource
-    advertised = f"{at}: extendedResources {name}={amount:g}"
-    held = _held(one, known)
+    ledger = _ledger(configured)
+    held = _held(one, ledger)
     if held is not None and held >= amount:
         return
     log = its_log()
-    is_gpu = known.is_gpu or f"external-resource.{name}.driver-factory.class, {GPU_FACTORY}" in log
+    is_gpu = configured is not None and text(configured.driver_factory) == GPU_FACTORY  # which tells in the log
+    is_gpu = is_gpu or f"external-resource.{name}.driver-factory.class, {GPU_FACTORY}" in log
     discovered = _discovered(log) if is_gpu else None
     number = held if discovered is None else discovered
+    where = "no coordination file to compare with"
+    if ledger is not None and held is not None:
+        where = f"{ledger.path} has {held} of that pid"
     if number is None:
         why = "it is not among the processes of this host, or nothing is coordinated, and its log does not say"
         yield NotLooked(f"what {one.name} found of {name!r}", why)
     elif number < amount:
         yield Finding(
             "undiscovered",
-            ERROR,
             f"a TaskManager advertises {amount:g} of {name!r} and has found {number}: jobs are scheduled onto what it "
             "has not, and their operators are told of nothing",
-            f"{advertised}; {_where(known, held)}; its log says: {_causes(log)}",
+            f"{advertised}; {where}; its log says: {_causes(log)}",
             "mend what its log says, and start the TaskManager again: it looks for devices only once",
         )
     elif held is not None:
         yield Finding(
             "uncoordinated",
-            ERROR,
             f"a TaskManager uses {name!r} of which the coordination file does not know: others get the same devices",
-            f"{advertised}; its log tells of {number}; {_where(known, held)}",
+            f"{advertised}; its log tells of {number}; {where}",
             "start it again with this configuration",
         )
 
@@ -163,12 +160,20 @@ def _discovered(log: str) -> int | None:
     return len([part for part in found[1].split(",") if part.strip()]) if found else 0
 
 
-def _held(one: _TaskManager, known: Known) -> int | None:
+def _ledger(resource: Written | None) -> host.Ledger | None:
+    """Return where it is coordinated, if that is known; if not, the check of the coordination file says so."""
+    with suppress(ExternalResourceError):
+        ledger = host.ledger(resource) if resource else None
+        return ledger if ledger and os.path.isabs(ledger.path) else None
+    return None
+
+
+def _held(one: _TaskManager, ledger: host.Ledger | None) -> int | None:
     """Return how many devices a TaskManager has, by the coordination file; None if that cannot tell."""
-    if known.held is None or one.pid is None:
+    if ledger is None or one.pid is None:
         return None
     try:
-        pairs = [(claim, holder) for claim in known.held() for holder in claim.holders]
+        pairs = [(claim, holder) for claim in ledger.held() for holder in claim.holders]
         its = [each for each in pairs if one.pid in (each[1].process.pid, pid_here(each[1].process))]
         # One that `externalresource run` became holds what it asked for as shares of its own.
         shares = [each for each in its if (outer := above(*each)) and outer.process == each[1].process]
@@ -177,14 +182,11 @@ def _held(one: _TaskManager, known: Known) -> int | None:
         return None
 
 
-def _where(known: Known, held: int | None) -> str:
-    return "no coordination file to compare with" if held is None else f"{known.path} has {held} of that pid"
-
-
 def _read(entry: Mapping[str, Any]) -> _TaskManager:
     total = entry.get("totalResource") or {}
     found = _ADDRESS.search(entry.get("path", ""))
-    pid = _listener(int(found[2])) if found and _is_here(found[1]) else None
+    running = task_manager.running() if found and _is_here(found[1]) else ()
+    pid = next((pid for pid in running if found and task_manager.listens(pid, int(found[2]))), None)
     advertised = {str(name): float(amount) for name, amount in (total.get("extendedResources") or {}).items()}
     return _TaskManager(str(entry["id"]), advertised, pid)
 
@@ -226,8 +228,3 @@ def _is_here(host: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _listener(port: int) -> int | None:
-    """Return the TaskManager of this host that listens there."""
-    return next((pid for pid in task_manager.running() if task_manager.listens(pid, port)), None)

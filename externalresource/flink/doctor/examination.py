@@ -3,12 +3,12 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from externalresource.errors import ConfigurationError, ExternalResourceError
+from externalresource.errors import ConfigurationError
 from externalresource.flink import config_files, configuration
 from externalresource.flink.configuration import Written
 from externalresource.flink.doctor import cluster, host, installation, keys
-from externalresource.flink.doctor.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked, Report, report
-from externalresource.flink.doctor.keys import GPU_FACTORY, Settings, text
+from externalresource.flink.doctor.findings import WARNING, Finding, Looked, Note, NotLooked, Report
+from externalresource.flink.doctor.keys import Settings
 
 _ORDER = "containerized.taskmanager.env.CUDA_DEVICE_ORDER"
 
@@ -20,7 +20,7 @@ def examine(config: str | None, *, overrides: Sequence[str] = (), rest: str | No
     address of Flink's REST API if the configuration does not tell it. ConfigurationError for an address that is none.
     """
     url = cluster.check_address(rest) if rest else None
-    return report(_notes(config, overrides, url, os.environ))
+    return Report(_notes(config, overrides, url, os.environ))
 
 
 def _notes(
@@ -32,23 +32,36 @@ def _notes(
         yield NotLooked("Flink's configuration", str(error))
         yield from _without_configuration(url, environment)
         return
-    file, twin = _file(source)
-    if twin:
-        yield _two_files(file, twin)
+    # A folder, or a file itself. Of a folder's two files Flink 1.20 and 2 read different ones.
+    file, *unused = [file.removeprefix("./") for file in config_files.files_in(source)] or [source]
+    for other in unused:
+        yield Finding(
+            "configuration",
+            "which of two configuration files counts depends on Flink's version: 1.20 reads the first, 2 the second",
+            f"{file} and {other}",
+            f"remove the one that you do not mean; here {file} was looked at",
+            severity=WARNING,
+        )
     try:
         settings = configuration.settings(file, overrides=overrides)
     except ConfigurationError as error:
         remedy = "correct it, or name another configuration"
-        yield Finding("configuration", ERROR, "Flink's configuration cannot be read", str(error), remedy)
+        yield Finding("configuration", "Flink's configuration cannot be read", str(error), remedy)
         yield from _without_configuration(url, environment)
         return
     yield Looked(f"configuration {file}")
     yield from keys.findings(settings, file)
     yield from _complaints(file, overrides, settings)
     resources = configuration.written(settings)
-    yield from _installation(resources, os.path.dirname(file), environment)
-    yield from _host(resources, settings, environment)
-    yield from cluster.notes(url or cluster.address(settings), dict(map(_known, resources)))
+    flink = installation.home(os.path.dirname(file), environment)
+    for resource in resources:
+        yield from installation.script(resource, flink, environment)
+    yield from installation.properties(environment)
+    yield from installation.plugins(resources, flink, environment)
+    looked: Sequence[Written | None] = resources or [None]
+    for each in looked:
+        yield from _host(each, settings, environment)
+    yield from cluster.notes(url or cluster.address(settings), resources)
 
 
 def _without_configuration(url: str | None, environment: Mapping[str, str]) -> Iterator[Note]:
@@ -56,27 +69,9 @@ def _without_configuration(url: str | None, environment: Mapping[str, str]) -> I
     yield from host.devices(None, environment, None)
     yield from host.coordination(None)
     if url is not None:
-        yield from cluster.notes(url, {})
+        yield from cluster.notes(url, [])
     else:
         yield NotLooked("REST API", "no configuration tells its address; see --rest")
-
-
-def _file(source: str) -> tuple[str, str | None]:
-    """Return the configuration file that is meant, and one beside it that is not used."""
-    if not os.path.isdir(source):
-        return source, None
-    files = [file.removeprefix("./") for file in config_files.files_in(source)]
-    return files[0] if files else source, files[1] if len(files) > 1 else None
-
-
-def _two_files(used: str, other: str) -> Finding:
-    return Finding(
-        "configuration",
-        WARNING,
-        "which of two configuration files counts depends on Flink's version: 1.20 reads the first, 2 the second",
-        f"{used} and {other}",
-        f"remove the one that you do not mean; here {used} was looked at",
-    )
 
 
 def _complaints(file: str, overrides: Sequence[str], settings: Settings) -> Iterator[Finding]:
@@ -88,41 +83,15 @@ def _complaints(file: str, overrides: Sequence[str], settings: Settings) -> Iter
     for message, refused in configuration.complaints(file, overrides=[*overrides, *mended]):
         yield Finding(
             "configuration",
-            ERROR,
             "Flink does not start with this" if refused else "Flink passes this over, with a warning at most",
             message,
             "correct what stands there, or remove it",
         )
 
 
-def _installation(resources: Sequence[Written], folder: str, environment: Mapping[str, str]) -> Iterator[Note]:
-    flink = installation.home(folder, environment)
-    for resource in resources:
-        yield from installation.script(resource, flink, environment)
-    yield from installation.properties(environment)
-    yield from installation.plugins(resources, flink, environment)
-
-
-def _is_of(note: Note, check: str) -> bool:
-    return isinstance(note, Finding) and note.check == check
-
-
-def _host(resources: Sequence[Written], settings: Settings, environment: Mapping[str, str]) -> Iterator[Note]:
-    looked: Sequence[Written | None] = resources or [None]
-    for resource in looked:
-        told = resource is not None and keys.are_mangled(resource)  # which are options that are refused
-        for note in host.devices(resource, environment, text(settings.get(_ORDER)) or None):
-            if not (told and _is_of(note, "options")):
-                yield note
-        yield from host.coordination(resource)
-
-
-def _known(resource: Written) -> tuple[str, cluster.Known]:
-    is_gpu = text(resource.driver_factory) == GPU_FACTORY
-    try:
-        ledger = host.ledger(resource)
-    except ExternalResourceError:
-        ledger = None
-    if ledger is None or not os.path.isabs(ledger.path):
-        return resource.name, cluster.Known(None, None, is_gpu)
-    return resource.name, cluster.Known(ledger.path, ledger.held, is_gpu)
+def _host(resource: Written | None, settings: Settings, environment: Mapping[str, str]) -> Iterator[Note]:
+    told = resource is not None and keys.are_mangled(resource)  # which are options that are refused
+    for note in host.devices(resource, environment, keys.text(settings.get(_ORDER)) or None):
+        if not (told and isinstance(note, Finding) and note.check == "options"):
+            yield note
+    yield from host.coordination(resource)

@@ -1,6 +1,6 @@
 """What `doctor` says: what is wrong, what it has looked at, and what it could not look at."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 ERROR, WARNING = "error", "warning"
@@ -12,11 +12,11 @@ class Finding:
 
     #: The name of the check, for programs.
     check: str
-    severity: str
     problem: str
     #: Where it was seen, and as what: a file with its line, a key with its value, an answer.
     evidence: str
     remedy: str
+    severity: str = ERROR
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,45 +33,28 @@ class NotLooked:
 Note = Finding | Looked | NotLooked
 
 
-@dataclass(frozen=True, slots=True)
 class Report:
-    """All that was noted; errors first."""
+    """All that was noted, once each; errors first."""
 
-    findings: Sequence[Finding]
-    looked: Sequence[str]
-    not_looked: Sequence[NotLooked]
-
-    @property
-    def errors(self) -> int:
-        return sum(finding.severity == ERROR for finding in self.findings)
+    def __init__(self, notes: Iterable[Note]) -> None:
+        noted = list(dict.fromkeys(notes))
+        findings = [note for note in noted if isinstance(note, Finding)]
+        self.findings = sorted(findings, key=lambda finding: finding.severity != ERROR)
+        self.looked = [note.at for note in noted if isinstance(note, Looked)]
+        self.not_looked = [note for note in noted if isinstance(note, NotLooked)]
+        self.errors = sum(finding.severity == ERROR for finding in findings)
 
     @property
     def summary(self) -> str:
         """Return how much was found, and in what."""
-        counts = [_count(self.errors, "problem")] if self.errors else []
-        if warnings := len(self.findings) - self.errors:
-            counts.append(_count(warnings, "warning"))
+        numbers = {"problem": self.errors, "warning": len(self.findings) - self.errors}
+        counts = [f"{number} {what}{'s' * (number != 1)}" for what, number in numbers.items() if number]
         return f"{', '.join(counts) or 'no problem found'}; looked at: {', '.join(self.looked)}"
 
     def record(self) -> dict[str, object]:
         """Return it for programs."""
         return {
             "findings": [asdict(finding) for finding in self.findings],
-            "looked_at": list(self.looked),
+            "looked_at": self.looked,
             "not_looked_at": [asdict(note) for note in self.not_looked],
         }
-
-
-def report(notes: Iterable[Note]) -> Report:
-    """Sort what was noted."""
-    noted = list(notes)
-    findings = [note for note in noted if isinstance(note, Finding)]
-    return Report(
-        findings=sorted(dict.fromkeys(findings), key=lambda finding: finding.severity != ERROR),
-        looked=list(dict.fromkeys(note.at for note in noted if isinstance(note, Looked))),
-        not_looked=list(dict.fromkeys(note for note in noted if isinstance(note, NotLooked))),
-    )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"

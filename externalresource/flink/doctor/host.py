@@ -11,20 +11,9 @@ from externalresource.drivers.contract import ExternalResourceDriver, ExternalRe
 from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, PluginError, cause
 from externalresource.flink.configuration import Written
-from externalresource.flink.doctor.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked
-from externalresource.flink.doctor.keys import (
-    ARGS,
-    GPU_FACTORY,
-    OUR_SCRIPT,
-    PATH,
-    amount,
-    args_evidence,
-    coordination_file,
-    is_flinks,
-    is_ours,
-    key,
-    text,
-)
+from externalresource.flink.doctor import keys
+from externalresource.flink.doctor.findings import WARNING, Finding, Looked, Note, NotLooked
+from externalresource.flink.doctor.keys import ARGS, GPU_FACTORY, OUR_SCRIPT, PATH, is_flinks, is_ours, text
 
 _GPU = "gpu"
 _FLINKS_FILE = "/var/tmp/flink-gpu-coordination"  # noqa: S108 - Flink's default
@@ -51,10 +40,9 @@ def driver(resource: Written | None) -> ExternalResourceDriver:
         raise PluginError("it has no driver")
     if not is_ours(resource):
         raise PluginError("its discovery script is not ours, and does not show them")
-    read = (
-        [ARGS] if text(resource.driver_factory) == GPU_FACTORY else [name for name in resource.params if name != PATH]
-    )
-    options = {name: text(resource.params[name]) for name in read if name in resource.params}
+    is_flinks_driver = text(resource.driver_factory) == GPU_FACTORY  # which reads no other param
+    names = [name for name in resource.params if (name == ARGS if is_flinks_driver else name != PATH)]
+    options = {name: text(resource.params[name]) for name in names}
     return create_driver(text(resource.driver_factory), options)
 
 
@@ -68,7 +56,7 @@ def ledger(resource: Written | None) -> Ledger | None:
     elif is_ours(resource):
         found = driver(resource)
     else:
-        path = coordination_file(resource, _FLINKS_FILE)
+        path = keys.coordination_file(resource, _FLINKS_FILE)
         return Ledger(path, Coordination(path, _GPU).held) if path else None
     return Ledger(found.coordination_file, partial(_asked, found.held)) if found.coordination_file else None
 
@@ -93,7 +81,9 @@ def devices(resource: Written | None, environment: Mapping[str, str], order: str
         yield NotLooked(f"devices of {name!r}", "its driver does not show them")
         return
     except ConfigurationError as error:
-        yield _refused(name, resource, str(error))
+        where = keys.args_evidence(resource) if resource and ARGS in resource.params else f"{name!r}"
+        problem = f"the discovery script of {name!r} refuses its options"
+        yield Finding("options", problem, f"{where}: {error}", f"see {OUR_SCRIPT} --help")
         return
     except DiscoveryError as error:
         yield Looked(f"devices of {name!r}")
@@ -106,8 +96,7 @@ def devices(resource: Written | None, environment: Mapping[str, str], order: str
     yield from _too_few(name, resource, infos, environment)
     if resource is None or text(resource.driver_factory) in (GPU_FACTORY, _GPU):
         yield Looked("masks and device order")
-        yield from _order(infos, environment.get(_ORDER, order))
-        yield from _hidden(resource, environment)
+        yield from _masks_and_order(resource, infos, environment, environment.get(_ORDER, order))
 
 
 def coordination(resource: Written | None) -> Iterator[Note]:
@@ -139,18 +128,12 @@ def coordination(resource: Written | None) -> Iterator[Note]:
             f"see the evidence; a file that nobody needs may go once no TaskManager lives on this host: "
             f"rm {found.path} {found.path}.lock"
         )
-        yield Finding("coordination-file", ERROR, problem, str(error), remedy)
+        yield Finding("coordination-file", problem, str(error), remedy)
         return
-    yield from _dead(found.path, _free(held))
+    yield from _dead(found.path, held)
     for claim in held:
         if claim.living and claim.flinks:  # it has a pid and nothing else
             yield from _taken_over(found.path, claim)
-
-
-def _refused(name: str, resource: Written | None, message: str) -> Finding:
-    where = args_evidence(resource) if resource and ARGS in resource.params else f"{name!r}"
-    problem = f"the discovery script of {name!r} refuses its options"
-    return Finding("options", ERROR, problem, f"{where}: {message}", f"see {OUR_SCRIPT} --help")
 
 
 def _not_found(name: str, message: str, environment: Mapping[str, str]) -> Finding:
@@ -158,19 +141,18 @@ def _not_found(name: str, message: str, environment: Mapping[str, str]) -> Findi
     if mask in _NO_DEVICE:
         return Finding(
             "container-mask",
-            ERROR,
             "this container was started without GPUs",
             f"{_CONTAINER_MASK}={mask}; {message}",
             "docker run --gpus all, or a limit nvidia.com/gpu for the container on Kubernetes",
         )
     remedy = "make nvidia-smi work for this user here, in a container as well; or look on the host of the TaskManagers"
-    return Finding("devices", ERROR, f"the devices of {name!r} cannot be found", message, remedy)
+    return Finding("devices", f"the devices of {name!r} cannot be found", message, remedy)
 
 
 def _too_few(
     name: str, resource: Written | None, infos: Collection[ExternalResourceInfo], environment: Mapping[str, str]
 ) -> Iterator[Finding]:
-    wanted = max(1, (amount(resource) if resource else None) or 1)
+    wanted = max(1, (keys.amount(resource) if resource else None) or 1)
     known = [properties(info) for info in infos]
     reasons = {each.get("place") or each.get("index"): each.get("unusable") for each in known}
     usable = sum(reason is None for reason in reasons.values())
@@ -185,10 +167,9 @@ def _too_few(
             out.setdefault(reason, []).append(device or "?")
     masked = any(_MASK in reason for reason in out)
     seen = [f"{', '.join(several)}: {reason}" for reason, several in out.items()][:_SHOWN]
-    asked = f"{key(resource, 'amount')}: {wanted}; " if resource else ""
+    asked = f"{keys.key(resource, 'amount')}: {wanted}; " if resource else ""
     yield Finding(
         "container-mask" if masked else "devices",
-        ERROR,
         f"{wanted} of {name!r} wanted for each TaskManager, {usable} of {len(infos)} on this host can be used",
         asked + ("; ".join(seen) or f"this host has {len(infos)}"),
         f"unset {_MASK} for the TaskManagers, or name more devices in it"
@@ -197,32 +178,31 @@ def _too_few(
     )
 
 
-def _order(infos: Collection[ExternalResourceInfo], order: str | None) -> Iterator[Finding]:
-    kinds = {known["name"]: known.get("index") for known in map(properties, infos) if _is_whole(known)}
+def _masks_and_order(
+    resource: Written | None,
+    infos: Collection[ExternalResourceInfo],
+    environment: Mapping[str, str],
+    order: str | None,
+) -> Iterator[Finding]:
+    known = map(properties, infos)
+    kinds = {each["name"] for each in known if "name" in each and "mig.profile" not in each}
     if len(kinds) > 1 and order != _PCI_ORDER:
         yield Finding(
             "device-order",
-            WARNING,
             "an index means one GPU to Flink and may mean another one to CUDA, which counts the fastest first",
             f"GPUs of several kinds: {', '.join(sorted(kinds))}; {_ORDER} is {order or 'not set'}",
             f"export {_ORDER}={_PCI_ORDER} for the TaskManagers (on Kubernetes and YARN "
             f"containerized.taskmanager.env.{_ORDER}: {_PCI_ORDER})",
+            severity=WARNING,
         )
-
-
-def _is_whole(known: Mapping[str, str]) -> bool:
-    return "name" in known and "mig.profile" not in known
-
-
-def _hidden(resource: Written | None, environment: Mapping[str, str]) -> Iterator[Finding]:
     mask = environment.get(_MASK)
     if mask is not None and resource is not None and is_flinks(resource):
         yield Finding(
             "container-mask",
-            WARNING,
             f"Flink's script hands out devices that {_MASK} hides: it does not look at it",
             f"{_MASK}={mask} in the environment",
             f"unset it for the TaskManagers, or use the script {OUR_SCRIPT}",
+            severity=WARNING,
         )
 
 
@@ -231,14 +211,13 @@ def _foreign(path: str) -> Iterator[Finding]:
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         problem = "the coordination file has no folder: no TaskManager gets a device"
-        yield Finding("coordination-file", ERROR, problem, f"{folder} is no folder", f"mkdir -p {folder}")
+        yield Finding("coordination-file", problem, f"{folder} is no folder", f"mkdir -p {folder}")
         return
     for place in (path, f"{path}.lock", folder):
         if os.path.lexists(place) and not os.access(place, os.W_OK):
             status = os.stat(place, follow_symlinks=False)
             yield Finding(
                 "coordination-file",
-                ERROR,
                 "the coordination file is another user's: no TaskManager of this user gets a device",
                 f"{place} belongs to uid {status.st_uid} (mode {stat.S_IMODE(status.st_mode):04o}), this is uid "
                 f"{os.geteuid()}",
@@ -248,24 +227,19 @@ def _foreign(path: str) -> Iterator[Finding]:
             return
 
 
-def _free(held: Collection[Claim]) -> list[Claim]:
-    """Return the claims of which no holder lives."""
-    return [claim for claim in held if not claim.living]
-
-
-def _dead(path: str, dead: Collection[Claim]) -> Iterator[Finding]:
-    if not dead:
+def _dead(path: str, held: Collection[Claim]) -> Iterator[Finding]:
+    rows = [whereabouts.row(claim, claim.holders[0]) for claim in held if not claim.living]
+    if not rows:
         return
-    rows = [whereabouts.row(claim, claim.holders[0]) for claim in dead]
     shown = "; ".join(f"{row['device']} of pid {row['pid']}, since {row['since'] or '?'}" for row in rows[:_SHOWN])
     more = f"; and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     yield Finding(
         "stale-claims",
-        WARNING,
         "the coordination file has claims of processes that have ended: our script hands such devices out again, and "
         "Flink's own may hand them out twice",
         f"{path}: {shown}{more}",
         f"externalresource release --dead --coordination-file {path}",
+        severity=WARNING,
     )
 
 
@@ -281,9 +255,9 @@ def _taken_over(path: str, claim: Claim) -> Iterator[Finding]:
         return
     yield Finding(
         "foreign-claims",
-        WARNING,
         problem,
         f"{path}: {claim.line}, and pid {pid} is {program or 'unknown'}",
         f"if pid {pid} is no TaskManager of yours: externalresource release --device {device} --force "
         f"--coordination-file {path}",
+        severity=WARNING,
     )

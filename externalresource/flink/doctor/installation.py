@@ -34,7 +34,7 @@ def script(resource: Written, flink: str | None, environment: Mapping[str, str])
     yield Looked(f"discovery script {path}")
     if len(path.split()) > 1:
         remedy = "move the script, or give it a link, without a blank in its path"
-        yield Finding("script", ERROR, "a discovery script with a blank in its path cannot be run", seen, remedy)
+        yield Finding("script", "a discovery script with a blank in its path cannot be run", seen, remedy)
     elif not os.path.isabs(path) and not environment.get("FLINK_HOME"):
         yield _relative(path, name, seen, flink)
     else:
@@ -49,12 +49,12 @@ def _relative(path: str, name: str, seen: str, flink: str | None) -> Finding:
     found = own if own and os.path.exists(own) else None
     return Finding(
         "script-path",
-        WARNING if there else ERROR,
         "the discovery script has a relative path, and FLINK_HOME is not set (Flink's scripts do not set it): "
         "it is looked for in the folder in which the TaskManager is started",
         f"{seen}; {here} {'exists, but only from here' if there else 'does not exist'}",
         f"{name}: {found or f'an absolute path (that of our script: `command -v {OUR_SCRIPT}`)'}"
         + (f", or export FLINK_HOME={flink}" if flink else ", or export FLINK_HOME"),
+        severity=WARNING if there else ERROR,
     )
 
 
@@ -62,15 +62,15 @@ def _not_runnable(path: str, name: str, seen: str, *, has_shell: bool) -> Iterat
     at = seen if path in seen else f"{seen}; that is {path}"
     if not os.path.exists(path):
         remedy = f"{name}: the absolute path of {OUR_SCRIPT} (`command -v {OUR_SCRIPT}`), or of Flink's script"
-        yield Finding("script", ERROR, "there is no discovery script", f"{at}, which does not exist", remedy)
+        yield Finding("script", "there is no discovery script", f"{at}, which does not exist", remedy)
     elif os.path.isdir(path):
-        yield Finding("script", ERROR, "the discovery script is a folder", at, f"{name}: a file in it")
+        yield Finding("script", "the discovery script is a folder", at, f"{name}: a file in it")
     elif not os.access(path, os.X_OK):
         mode = f"{os.stat(path).st_mode & 0o777:03o}"
         problem = "the discovery script is not executable"
-        yield Finding("script", ERROR, problem, f"{at}, whose mode is {mode}", f"chmod a+x {path}")
+        yield Finding("script", problem, f"{at}, whose mode is {mode}", f"chmod a+x {path}")
     elif (fault := _interpreter_fault(path, has_shell=has_shell)) is not None:
-        yield Finding("script", ERROR, "the discovery script cannot be started", f"{at}: {fault}", _HOW_TO_START)
+        yield Finding("script", "the discovery script cannot be started", f"{at}: {fault}", _HOW_TO_START)
 
 
 def _interpreter_fault(path: str, *, has_shell: bool) -> str | None:
@@ -101,7 +101,6 @@ def properties(environment: Mapping[str, str]) -> Iterator[Note]:
         if name.endswith(f".param.{ARGS}") and len(value.split()) > 1:
             yield Finding(
                 "lost-blanks",
-                ERROR,
                 "Flink's Docker image removes all blanks from FLINK_PROPERTIES: these arguments become one word, which "
                 "no script knows",
                 f"FLINK_PROPERTIES in the environment: {name}: {value}",
@@ -119,7 +118,7 @@ def plugins(resources: Iterable[Written], flink: str | None, environment: Mappin
     if not os.path.isdir(folder):
         remedy = "set FLINK_PLUGINS_DIR to the folder plugins of your Flink"
         yield Looked(f"plugins folder {folder}")
-        yield Finding("plugins", ERROR, "Flink finds no driver at all", f"{folder} is no folder", remedy)
+        yield Finding("plugins", "Flink finds no driver at all", f"{folder} is no folder", remedy)
         return
     try:
         content = {entry.path: sorted(os.listdir(entry.path)) for entry in os.scandir(folder) if entry.is_dir()}
@@ -141,7 +140,6 @@ def _without_jar(folder: str, names: Sequence[str]) -> Finding:
     content = f"only {', '.join(names[:_SHOWN])}" if names else "nothing"
     return Finding(
         "plugins",
-        ERROR,
         "Flink does not start with a folder in its plugins folder that has no jar",
         f"{folder} contains {content}",
         "move what is in it to another place, and remove the folder",
@@ -158,7 +156,6 @@ def _unknown(resource: Written, known: Sequence[str], folder: str) -> Iterator[F
         remedy = f"{name}: {' or '.join(known)}" if known else remedy
     yield Finding(
         "factory",
-        ERROR,
         f"Flink does not find the driver of {resource.name!r}, and goes on without",
         f"{evidence(name, resource.driver_factory) if resource.driver_factory else name}; "
         f"the jars in {folder} have {', '.join(known) or 'no driver'}",

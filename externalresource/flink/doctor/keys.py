@@ -5,6 +5,7 @@ Flink warns of most of this in the log of each TaskManager at most, and starts.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, pairwise
 
 from externalresource.errors import nearest
 from externalresource.flink import configuration
@@ -65,12 +66,8 @@ def is_flinks(resource: Written) -> bool:
 def coordination_file(resource: Written, default: str) -> str | None:
     """Return the file that the script is told to use; None if it is told none, or `default` without a name for it."""
     words = text(resource.params.get(ARGS)).split()
-    if COORDINATE not in words:
-        return None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        if word == COORDINATION_FILE and following:
-            return following
-    return default
+    named = (following for word, following in pairwise(words) if word == COORDINATION_FILE)
+    return next(named, default) if COORDINATE in words else None
 
 
 def amount(resource: Written) -> int | None:
@@ -81,13 +78,12 @@ def amount(resource: Written) -> int | None:
 
 def are_mangled(resource: Written) -> bool:
     """Return whether the arguments have lost their blanks or kept their quotes, so that our script refuses them."""
-    return any(True for check in (_blanks, _quotes) for _ in check(resource))
+    return any(chain(_blanks(resource), _quotes(resource)))
 
 
 def asks_for_nothing(settings: Settings) -> bool:
     """Return whether the list of resources is missing, or is meant to be empty."""
-    listed = settings.get("external-resources")
-    return text(listed) in ("", "none", "[]")
+    return text(settings.get("external-resources")) in ("", "none", "[]")
 
 
 def findings(settings: Settings, place: str) -> Iterator[Finding]:
@@ -105,12 +101,11 @@ def _not_listed(settings: Settings, resources: Sequence[Written], place: str) ->
     listed = settings.get("external-resources")
     seen = evidence("external-resources", listed) if listed else f"{place}: external-resources is not set"
     if not lost and asks_for_nothing(settings):
-        yield Finding("not-listed", ERROR, "Flink is asked for no resource at all", seen, "external-resources: gpu")
+        yield Finding("not-listed", "Flink is asked for no resource at all", seen, "external-resources: gpu")
     for name, own in lost.items():
         names = ";".join([*(resource.name for resource in resources), name])
         yield Finding(
             "not-listed",
-            ERROR,
             f"the keys of {name!r} count for nothing: external-resources does not list it",
             f"{evidence(own, settings[own])}; {seen}",
             f"external-resources: {names}",
@@ -119,53 +114,37 @@ def _not_listed(settings: Settings, resources: Sequence[Written], place: str) ->
 
 def _several(settings: Settings, resources: Sequence[Written]) -> Iterator[Finding]:
     """Flink quotes `a;b` for a shell that is not there, and its TaskManagers know one resource of that very name."""
-    if len(resources) < 2 or _has_shell(settings) or not any(map(_is_java, resources)):  # noqa: PLR2004 - "several"
+    target = text(settings.get("execution.target"))
+    has_shell = target.startswith(("kubernetes", "yarn")) or "kubernetes.cluster-id" in settings
+    factories = [text(resource.driver_factory) for resource in resources]
+    # The others are of TaskManagers in Python.
+    of_flink = [name for name in factories if not name or ("." in name and ":" not in name)]
+    if len(resources) < 2 or has_shell or not of_flink:  # noqa: PLR2004 - "several"
         return
     names = ";".join(resource.name for resource in resources)
     yield Finding(
         "several-resources",
-        WARNING if all(resource.forwarded for resource in resources) else ERROR,
         "of two resources a standalone TaskManager has none: Flink puts the list in quotes that nobody removes",
         f"{evidence('external-resources', resources[0].listed)}; a TaskManager is started with "
         f'-D external-resources="{names}", and looks for one resource of that name',
         "list one resource on standalone and Docker clusters (on Kubernetes and YARN a shell removes the quotes)",
+        severity=WARNING if all(resource.forwarded for resource in resources) else ERROR,
     )
-
-
-def _has_shell(settings: Settings) -> bool:
-    """Return whether TaskManagers are started by Kubernetes or YARN, in containers that Flink asks for."""
-    target = text(settings.get("execution.target"))
-    return target.startswith(("kubernetes", "yarn")) or "kubernetes.cluster-id" in settings
-
-
-def _is_java(resource: Written) -> bool:
-    """Return whether the driver is one of Flink, and not of a TaskManager in Python."""
-    factory = text(resource.driver_factory)
-    return not factory or ("." in factory and ":" not in factory)
 
 
 def _amount(resource: Written) -> Iterator[Finding]:
     name = key(resource, "amount")
-    if resource.amount is None:
-        yield Finding(
-            "amount",
-            ERROR,
-            f"Flink passes {resource.name!r} over: it has no amount",
-            f"{evidence('external-resources', resource.listed)}, and {name} is not set",
-            f"{name}: 1",
-        )
-        return
     number = amount(resource)
     if number is not None and number > 0:
         return
-    consequence = "no TaskManager starts" if number is None else "Flink passes the resource over"
-    yield Finding(
-        "amount",
-        ERROR,
-        f"the amount of {resource.name!r} is no positive integer: {consequence}",
-        evidence(name, resource.amount),
-        f"{name}: 1",
-    )
+    if resource.amount is None:
+        problem = f"Flink passes {resource.name!r} over: it has no amount"
+        seen = f"{evidence('external-resources', resource.listed)}, and {name} is not set"
+    else:
+        consequence = "no TaskManager starts" if number is None else "Flink passes the resource over"
+        problem = f"the amount of {resource.name!r} is no positive integer: {consequence}"
+        seen = evidence(name, resource.amount)
+    yield Finding("amount", problem, seen, f"{name}: 1")
 
 
 def _factory(resource: Written) -> Iterator[Finding]:
@@ -174,44 +153,36 @@ def _factory(resource: Written) -> Iterator[Finding]:
     name = key(resource, "driver-factory.class")
     yield Finding(
         "factory",
-        WARNING if resource.forwarded else ERROR,
         f"Flink advertises {resource.name!r}, and tells no operator which devices those are: it has no driver",
         f"{evidence('external-resources', resource.listed)}, and {name} is not set",
         f"{name}: the class of its driver ({GPU_FACTORY} for GPUs)",
+        severity=WARNING if resource.forwarded else ERROR,
     )
 
 
 def _flags(resource: Written) -> Iterator[Finding]:
     """Flink's script passes over what it does not know. Another one may do so, or know what Flink documents."""
-    words = text(resource.params.get(ARGS)).split()
-    if is_ours(resource):
-        return
-    for word in words:
-        if word == _MISSPELT and COORDINATE in words:
+    words = [] if is_ours(resource) else text(resource.params.get(ARGS)).split()
+    unknown = [word for word in words if word.startswith("-") and word not in _STOCK_OPTIONS]
+    for word in unknown:
+        if (word == _MISSPELT and COORDINATE in words) or _GLUED.fullmatch(word):  # of the glued _blanks() tells
             continue
-        if is_flinks(resource) and word.startswith("-") and not _is_known(word):
+        if is_flinks(resource):
             consequence = "every TaskManager gets the same devices" if "coord" in word else "it does nothing"
             problem = f"the discovery script does not know {word}, and ignores it without a word: {consequence}"
-            yield _flag(resource, word, ERROR, problem)
-        elif word == _MISSPELT and not is_flinks(resource):
+        elif word == _MISSPELT:
             problem = f"a script may ignore {word}, as Flink's does: then all TaskManagers get the same devices"
-            yield _flag(resource, word, WARNING, problem)
-
-
-def _flag(resource: Written, word: str, severity: str, problem: str) -> Finding:
-    near = nearest(word, _STOCK_OPTIONS)
-    return Finding(
-        "coordination-flag",
-        severity,
-        problem,
-        args_evidence(resource),
-        (f"write {near} instead of {word}" if near else f"remove {word}")
-        + f", or use the script {OUR_SCRIPT}, which knows both spellings and refuses the rest",
-    )
-
-
-def _is_known(word: str) -> bool:
-    return word in _STOCK_OPTIONS or bool(_GLUED.fullmatch(word))  # of those that are glued blanks() tells
+        else:
+            continue
+        near = nearest(word, _STOCK_OPTIONS)
+        yield Finding(
+            "coordination-flag",
+            problem,
+            args_evidence(resource),
+            (f"write {near} instead of {word}" if near else f"remove {word}")
+            + f", or use the script {OUR_SCRIPT}, which knows both spellings and refuses the rest",
+            severity=ERROR if is_flinks(resource) else WARNING,
+        )
 
 
 def _blanks(resource: Written) -> Iterator[Finding]:
@@ -219,7 +190,6 @@ def _blanks(resource: Written) -> Iterator[Finding]:
     if glued:
         yield Finding(
             "lost-blanks",
-            ERROR,
             f"the arguments have lost their blanks, so that {glued[0]} is one option that no script knows",
             args_evidence(resource),
             "Flink's Docker image removes all blanks from FLINK_PROPERTIES: write the configuration into a file that "
@@ -235,10 +205,10 @@ def _unread(resource: Written) -> Iterator[Finding]:
             value = text(resource.params[param])
             yield Finding(
                 "unread-option",
-                WARNING,
                 f"Flink does not read param.{param}: only TaskManagers in Python do",
                 evidence(key(resource, f"param.{param}"), resource.params[param]),
                 f"{key(resource, f'param.{ARGS}')}: --{param}" + ("" if value == "true" else f" {value}"),
+                severity=WARNING,
             )
 
 
@@ -247,7 +217,6 @@ def _quotes(resource: Written) -> Iterator[Finding]:
     if found and text(resource.driver_factory) == GPU_FACTORY:
         yield Finding(
             "quotes",
-            ERROR,
             f"no shell reads the arguments: Flink splits them at blanks, and passes {found[0]} on as it is",
             args_evidence(resource),
             "write them without quotes and variables; a value must have no blank",
