@@ -50,3 +50,10 @@ def did_you_mean(word: str, known: "Iterable[str]") -> str:
     """Return ", did you mean 'x'?" for the known word nearest to `word`, or nothing if none is near."""
     near = nearest(word, known)
     return f", did you mean {near!r}?" if near is not None else ""
+
+
+def warn(message: str) -> None:
+    """Say in the log what is no error."""
+    import logging
+
+    logging.getLogger("externalresource").warning(message)

@@ -12,7 +12,7 @@ from externalresource.errors import ExternalResourceError
 
 if TYPE_CHECKING:
     from externalresource.coordination import Claim
-    from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo
+    from externalresource.drivers.contract import ExternalResourceDriver
 
 _Device = Mapping[str, str]
 
@@ -30,10 +30,13 @@ def discover(resource: str, form: str, *, record: str | None, topology: bool, **
         write(record, asked(resource, driver.record))
         click.echo(f"wrote {record}; to see it: externalresource discover --simulate {record}")
         return
-    found = [_properties(info) for info in listed(resource, driver.devices)]
+    from externalresource.drivers.contract import properties
+
+    found = [properties(info) for info in listed(resource, driver.devices)]
     held = _held(driver, resource)
     if form == "json":
-        show([_record(device, held) for device in found], form)
+        holders = [_holder(device, held) for device in found]
+        show([device | ({"held_by": it} if it else {}) for device, it in zip(found, holders, strict=True)], form)
         return
     show(
         [_line(device, held, driver.columns) for device in found], form, nothing=f"This host has no {resource} device."
@@ -41,12 +44,6 @@ def discover(resource: str, form: str, *, record: str | None, topology: bool, **
     if topology and found:
         click.echo()
         show(_matrix(found), form, nothing="Nothing is known of how they are connected.")
-
-
-def _properties(info: "ExternalResourceInfo") -> _Device:
-    from externalresource.drivers.contract import properties
-
-    return properties(info)
 
 
 def _held(driver: "ExternalResourceDriver", resource: str) -> "list[Claim]":
@@ -60,12 +57,6 @@ def _held(driver: "ExternalResourceDriver", resource: str) -> "list[Claim]":
     except ExternalResourceError as error:
         click.echo(f"externalresource: who holds what is not known: {error}", err=True)
         return []
-
-
-def _record(device: _Device, held: "Iterable[Claim]") -> dict[str, object]:
-    """Return a device for programs."""
-    holder = _holder(device, held)
-    return {**device, **({"held_by": holder} if holder else {})}
 
 
 def _line(device: _Device, held: "Iterable[Claim]", columns: Mapping[str, Sequence[str]] | None) -> dict[str, object]:

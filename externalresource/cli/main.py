@@ -98,7 +98,3 @@ def _leave(status: int) -> NoReturn:
 def _complain(message: str, status: int) -> int:
     click.echo(f"externalresource: {message}", err=True)
     return status
-
-
-if __name__ == "__main__":
-    main()

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from externalresource.errors import warn
+
 
 @contextmanager
 def watched(seconds: float, what: str) -> Iterator[None]:
@@ -14,7 +16,7 @@ def watched(seconds: float, what: str) -> Iterator[None]:
     """
     import threading
 
-    watch = threading.Timer(seconds, _warn, [f"{what} has not ended after {seconds:g} s, and nothing here can end it"])
+    watch = threading.Timer(seconds, warn, [f"{what} has not ended after {seconds:g} s, and nothing here can end it"])
     watch.daemon = True
     with suppress(RuntimeError):  # a subinterpreter may have no such threads
         watch.start()
@@ -24,12 +26,6 @@ def watched(seconds: float, what: str) -> Iterator[None]:
         watch.cancel()
         with suppress(RuntimeError):
             watch.join()  # or a fork would find a second thread
-
-
-def _warn(message: str) -> None:
-    import logging
-
-    logging.getLogger("externalresource").warning(message)
 
 
 @contextmanager

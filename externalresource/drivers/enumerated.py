@@ -22,7 +22,9 @@ from externalresource.errors import (
     ExternalResourceError,
     NotEnoughDevicesError,
     PluginError,
+    cause,
     too_few,
+    warn,
 )
 
 _FRESH = 1.0  # seconds for which a process that waits believes what it has seen
@@ -208,7 +210,7 @@ class DeviceDriver(ExternalResourceDriver):
             self.on_wait(reason)
         elif not self._told:
             self._told = True
-            _log(f"waiting for {self._class}: {reason}")
+            warn(f"waiting for {self._class}: {reason}")
         time.sleep(seconds)
         if time.monotonic() - self._seen > _FRESH:
             self._see(self._enumerated(time.monotonic() + self._options.timeout))
@@ -233,12 +235,6 @@ class DeviceDriver(ExternalResourceDriver):
         return found
 
 
-def _log(message: str) -> None:
-    import logging
-
-    logging.getLogger("externalresource").warning(message)
-
-
 def _default_file(device_class: str) -> str:
     return f"/var/tmp/externalresource-{device_class}-coordination"  # noqa: S108 - what is opened there is checked
 
@@ -261,8 +257,7 @@ def _within(deadline: float, enumerate_devices: Callable[[], list[Device]], devi
     if failed and isinstance(failed[0], ExternalResourceError):
         raise failed[0]
     if failed:
-        said = " ".join(str(failed[0]).split())
-        raise DiscoveryError(f"the {device_class} driver failed: {type(failed[0]).__name__}: {said}") from failed[0]
+        raise DiscoveryError(f"the {device_class} driver failed: {cause(failed[0])}") from failed[0]
     if not found:
         raise DiscoveryError(
             f"the {device_class} driver did not enumerate its devices within {time.monotonic() - began:.1f} s; see its "

@@ -42,9 +42,7 @@ def create_driver(
     create = hook(name, load(name, find, None if factory in OURS else import_timeout))
     try:
         return _fitted(name, create(options=options))
-    except ExternalResourceError:
-        raise
-    except KeyboardInterrupt:
+    except (ExternalResourceError, KeyboardInterrupt):
         raise
     except BaseException as error:
         raise PluginError(f"{name} could not create a driver: {cause(error)}") from error

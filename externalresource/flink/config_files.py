@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from externalresource.errors import ConfigurationError
+from externalresource.errors import ConfigurationError, warn
 from externalresource.yaml_nodes import read_text, read_yaml
 
 if TYPE_CHECKING:
@@ -55,17 +56,11 @@ def ignore(_message: str) -> None:
 
 def elements(text: str, *, yaml: bool) -> list[object]:
     """Return the elements of a list that is written as a text: `a;b`, or with `yaml` also `[a, b]`."""
-    listed = _yaml_list(text) if yaml else None
+    listed: list[object] | None = None
+    if yaml and text.lstrip().startswith(("[", "- ")):  # else without asking yaml, whose import is slow
+        with suppress(ConfigurationError):
+            listed = read_yaml(text, "", ConfigurationError, lambda node: [_plain(item) for item in node.items() or []])
     return list(_split(text)) if listed is None else listed
-
-
-def _yaml_list(text: str) -> list[object] | None:
-    if not text.lstrip().startswith(("[", "- ")):
-        return None  # without asking yaml, whose import is slow
-    try:
-        return read_yaml(text, "", ConfigurationError, lambda node: [_plain(item) for item in node.items() or []])
-    except ConfigurationError:
-        return None
 
 
 def _split(text: str) -> list[str]:
@@ -77,18 +72,15 @@ def _split(text: str) -> list[str]:
         if not match:
             raise ValueError(f"must have quotes around a whole element or not at all, not {text!r}")
         double, single, bare, separator = match.groups()
-        found.append(_unquoted(double, single, bare))
+        if double is not None:
+            found.append(double.replace('""', '"'))
+        elif single is not None:
+            found.append(single.replace("''", "'"))
+        else:
+            found.append(bare and bare.rstrip())
         position = match.end()
     first, last = int(found[0] is None), len(found) - int(found[-1] is None)
     return [element or "" for element in found[first:last]]
-
-
-def _unquoted(double: str | None, single: str | None, bare: str | None) -> str | None:
-    if double is not None:
-        return double.replace('""', '"')
-    if single is not None:
-        return single.replace("''", "'")
-    return bare and bare.rstrip()
 
 
 def files_in(folder: str) -> list[str]:
@@ -101,10 +93,7 @@ def _file_in(folder: str) -> str:
     if not found:
         raise ConfigurationError(f"{folder} contains neither {_STANDARD} nor {_LEGACY}")
     if len(found) > 1:
-        import logging
-
-        message = "%s is used and %s beside it is not, as in Flink 1.20; Flink 2 does the opposite"
-        logging.getLogger("externalresource").warning(message, found[0], _STANDARD)
+        warn(f"{found[0]} is used and {_STANDARD} beside it is not, as in Flink 1.20; Flink 2 does the opposite")
     return found[0]
 
 

@@ -12,9 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import NamedTuple
 
-from externalresource.errors import ConfigurationError, did_you_mean
+from externalresource.errors import ConfigurationError, did_you_mean, warn
 from externalresource.flink import config_files
 from externalresource.flink.config_files import Setting
 
@@ -57,12 +56,6 @@ class Written:
     forwarded: bool
 
 
-class Complaint(NamedTuple):
-    message: str
-    #: Flink does not start with it; other things it passes over.
-    refused: bool
-
-
 def load(
     source: str | os.PathLike[str] | Mapping[str, object] | None = None,
     *,
@@ -76,27 +69,29 @@ def load(
     `key=value` texts as after `-D`, of which the last for a key wins. `lenient` logs what Flink only warns of, and goes
     on without that resource or key. Raises ConfigurationError, whose message is one line that begins with the place.
     """
-    complain = _warn if lenient else _refuse
+    return _load(source, overrides, warn if lenient else _refuse)
+
+
+def complaints(source: str, *, overrides: Iterable[str] = ()) -> list[tuple[str, bool]]:
+    """Return all that speaks against a configuration, each with True if Flink refuses it, which the last one may be."""
+    found: list[tuple[str, bool]] = []
+    try:
+        _load(source, overrides, lambda message: found.append((message, False)))
+    except ConfigurationError as error:
+        found.append((str(error), True))
+    return found
+
+
+def _load(
+    source: str | os.PathLike[str] | Mapping[str, object] | None,
+    overrides: Mapping[str, object] | Iterable[str],
+    complain: _Complain,
+) -> list[ResourceConfig]:
     if isinstance(source, Mapping):
         settings = [(key, Setting(value)) for key, value in _flatten(source, "")]
     else:
         settings = config_files.read(os.fspath(flink_folder() if source is None else source), complain)
     return _resources({**_unique(_ours(settings), complain), **dict(_ours(_overrides(overrides)))}, complain)
-
-
-def complaints(source: str, *, overrides: Iterable[str] = ()) -> list[Complaint]:
-    """Return all that speaks against a configuration, up to the first thing that Flink refuses as well."""
-    found: list[Complaint] = []
-
-    def complain(message: str) -> None:
-        found.append(Complaint(message, refused=False))
-
-    try:
-        settings = _unique(_ours(config_files.read(source, complain)), complain)
-        _resources({**settings, **dict(_ours(_overrides(overrides)))}, complain)
-    except ConfigurationError as error:
-        found.append(Complaint(str(error), refused=True))
-    return found
 
 
 def settings(source: str, *, overrides: Iterable[str] = ()) -> dict[str, Setting]:
@@ -148,12 +143,6 @@ def _refuse(message: str) -> None:
     raise ConfigurationError(message)
 
 
-def _warn(message: str) -> None:
-    import logging
-
-    logging.getLogger("externalresource").warning("%s", message)
-
-
 def _flatten(mapping: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:
     for key, value in mapping.items():
         if isinstance(value, Mapping):
@@ -165,14 +154,11 @@ def _flatten(mapping: Mapping[str, object], prefix: str) -> Iterator[tuple[str, 
 def _overrides(overrides: Mapping[str, object] | Iterable[str]) -> Iterator[tuple[str, Setting]]:
     if isinstance(overrides, Mapping):
         return ((key, Setting(value, "overrides: ")) for key, value in _flatten(overrides, ""))
-    return ((key, Setting(value, "-D ")) for key, value in map(_key_and_value, overrides))
-
-
-def _key_and_value(override: str) -> tuple[str, str]:
-    key, equals, value = override.partition("=")
-    if not (key.strip() and equals):
-        raise ConfigurationError(f"-D must be followed by key=value, not {override!r}")
-    return key.strip(), value
+    pairs = [override.partition("=") for override in overrides]
+    for key, equals, value in pairs:
+        if not (key.strip() and equals):
+            raise ConfigurationError(f"-D must be followed by key=value, not {key + equals + value!r}")
+    return ((key.strip(), Setting(value, "-D ")) for key, _, value in pairs)
 
 
 def _ours(settings: Iterable[tuple[str, Setting]]) -> Iterator[tuple[str, Setting]]:
@@ -201,7 +187,9 @@ def _resources(settings: _Settings, complain: _Complain) -> list[ResourceConfig]
             name=name,
             amount=amount,
             driver_factory=_optional(_key(name, _FACTORY), settings, complain),
-            options=_options(name, settings),
+            options=MappingProxyType(
+                {param: _text(_key(name, _PARAM + param), value) for param, value in _params(name, settings).items()}
+            ),
             kubernetes_config_key=kubernetes.get(name),
             yarn_config_key=yarn.get(name),
         )
@@ -276,11 +264,6 @@ def _amount(name: str, settings: _Settings, complain: _Complain) -> int | None:
         return int(text)
     complain(message)
     return None
-
-
-def _options(name: str, settings: _Settings) -> Mapping[str, str]:
-    prefix = _key(name, _PARAM)
-    return MappingProxyType({key: _text(prefix + key, value) for key, value in _params(name, settings).items()})
 
 
 def _params(name: str, settings: _Settings) -> dict[str, Setting]:

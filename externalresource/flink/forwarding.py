@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 from externalresource.errors import ConfigurationError
 from externalresource.flink import configuration
-from externalresource.flink.configuration import ResourceConfig
 
 KUBERNETES, YARN = "kubernetes", "yarn"
 TARGETS = (KUBERNETES, YARN)
@@ -30,7 +29,8 @@ def forwarded(
     if to not in TARGETS:
         raise ConfigurationError(f"devices are forwarded to {' or '.join(TARGETS)}, not to {to!r}")
     resources = configuration.load(config, overrides=overrides or {}, lenient=lenient)
-    return {key: resource.amount for resource in resources if (key := _key(resource, to)) is not None}
+    keys = [each.kubernetes_config_key if to == KUBERNETES else each.yarn_config_key for each in resources]
+    return {key: resource.amount for key, resource in zip(keys, resources, strict=True) if key is not None}
 
 
 def pod(requested: Mapping[str, int]) -> dict[str, object]:
@@ -48,7 +48,3 @@ def template(requested: Mapping[str, int]) -> str:
     import yaml
 
     return yaml.safe_dump(pod(requested), sort_keys=False)
-
-
-def _key(resource: ResourceConfig, to: str) -> str | None:
-    return resource.kubernetes_config_key if to == KUBERNETES else resource.yarn_config_key

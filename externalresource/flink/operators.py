@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
-from externalresource.coordination import Claim, identify, runs_around
+from externalresource.coordination import identify, runs_around
 from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, NotOfferedError
 from externalresource.drivers.device import Device, info_of
 from externalresource.drivers.loading import create_driver
@@ -107,11 +107,6 @@ def _variables(
         return driver.environment([info for info in driver.devices() if _name(info) in names])
 
 
-def _info(claim: Claim) -> ExternalResourceInfo:
-    """Return a device as far as the coordination file tells."""
-    return info_of(Device(claim.token, claim.uuid, {"parent.uuid": claim.parent_uuid} if claim.parent_uuid else {}))
-
-
 def _name(info: ExternalResourceInfo) -> str | None:
     return info.get_property("uuid") or info.get_property("index")
 
@@ -135,4 +130,8 @@ def _held(
         devices = worker_share.take(path, mine, found.pid, exclusive)
     else:
         devices = worker_share.own(claims, mine, found.pid) or [claim for claim, _ in mine]
-    return frozenset(_info(claim) for claim in devices)
+    # As far as the coordination file tells.
+    known = [
+        Device(each.token, each.uuid, {"parent.uuid": each.parent_uuid} if each.parent_uuid else {}) for each in devices
+    ]
+    return frozenset(map(info_of, known))

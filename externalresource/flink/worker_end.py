@@ -30,28 +30,20 @@ def end_with(manager: int) -> None:
 def end_with_over_exec(manager: int) -> None:
     """Let this process be killed then also as another program, which no thread of it outlasts."""
     with contextlib.suppress(OSError):
-        itself = os.pidfd_open(os.getpid())
+        worker = os.pidfd_open(os.getpid())  # which the exec closes
+        if first := os.fork():
+            with contextlib.suppress(ChildProcessError):  # where SIGCHLD is ignored nobody has to be waited for
+                os.waitpid(first, 0)
+            return
         try:
-            _start_beside(manager, itself)
+            os.setsid()
+            os.chdir("/")
+            if os.fork() == 0:  # whose child the worker never sees
+                os.closerange(0, worker)
+                os.closerange(worker + 1, os.sysconf("SC_OPEN_MAX"))
+                _end(manager, worker)
         finally:
-            os.close(itself)
-
-
-def _start_beside(manager: int, worker: int) -> None:
-    first = os.fork()
-    if first:
-        with contextlib.suppress(ChildProcessError):  # where SIGCHLD is ignored nobody has to be waited for
-            os.waitpid(first, 0)
-        return
-    try:
-        os.setsid()
-        os.chdir("/")
-        if os.fork() == 0:  # whose child the worker never sees
-            os.closerange(0, worker)
-            os.closerange(worker + 1, os.sysconf("SC_OPEN_MAX"))
-            _end(manager, worker)
-    finally:
-        os._exit(0)
+            os._exit(0)
 
 
 def _end(manager: int, worker: int) -> None:

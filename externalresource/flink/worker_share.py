@@ -37,7 +37,10 @@ def own(held: Sequence[Claim], mine: Mine, manager: int) -> list[Claim]:
 
     `held` is all that is held, `mine` what of it the TaskManager holds itself, with its grants, `manager` its pid.
     """
-    workers = [identify(pid) for pid in _workers(manager)]
+    pids = [pid for pid, _ in task_manager.ancestors()]
+    if manager not in pids:
+        raise DiscoveryError(f"the TaskManager (pid {manager}) has ended")
+    workers = [identify(pid) for pid in pids[: pids.index(manager)]]  # this process, and those between the two
     names = {claim.token for claim, _ in mine}
     return [
         claim
@@ -66,7 +69,8 @@ def take(path: str, mine: Mine, manager: int, amount: int) -> list[Claim]:
             "discovery script wrote them; start the TaskManager again"
         )
     with _one_at_a_time:
-        grants = _grants.get(path) or Grants(Coordination(path, str(mine[0][0].device_class), runs=[_names(mine)]))
+        runs = [frozenset(grant for _, grant in mine if grant)]
+        grants = _grants.get(path) or Grants(Coordination(path, str(mine[0][0].device_class), runs=runs))
         has = own(grants.coordination.held(), mine, manager)
         if len(has) < amount:
             has += grants.claim([claim for claim, _ in mine], amount - len(has), wait=_PATIENCE)
@@ -80,15 +84,3 @@ def keep_over_exec() -> dict[str, str]:
     """Let the shares outlast an exec of this process; return the variable for that program."""
     names = [name for grants in _grants.values() for name in grants.keep_over_exec()]
     return run_variable(names) if names else {}
-
-
-def _names(mine: Mine) -> frozenset[str]:
-    return frozenset(grant for _, grant in mine if grant)
-
-
-def _workers(manager: int) -> list[int]:
-    """Return this process and those between it and its TaskManager."""
-    pids = [pid for pid, _ in task_manager.ancestors()]
-    if manager not in pids:
-        raise DiscoveryError(f"the TaskManager (pid {manager}) has ended")
-    return pids[: pids.index(manager)]

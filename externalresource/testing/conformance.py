@@ -11,22 +11,17 @@ from typing import Any, ClassVar, TypeVar
 
 import pytest
 
-from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, NotOfferedError
+from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, NotOfferedError, properties
 from externalresource.drivers.loading import create_driver
 from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, PluginError
-from externalresource.testing.process import Process, Properties, properties
+from externalresource.testing.process import Process, Properties
 
 __all__ = ["Bench", "DriverConformance"]
 
 T = TypeVar("T")
 
 # What the framework sets for every driver, and no driver may take for right.
-_WRONG = {
-    "enable-coordination-mode": "perhaps",
-    "timeout": "soon",
-    "until-children-exit": "perhaps",
-    "wait": "soon",
-}
+_WRONG = {"enable-coordination-mode": "perhaps", "timeout": "soon", "until-children-exit": "perhaps", "wait": "soon"}
 _MOMENT = 0.3  # seconds, in which a process that does not wait is refused
 
 
@@ -50,7 +45,8 @@ class Bench:
     def process(self, options: Mapping[str, str], **more: str) -> Process:
         """Return a process of its own with such a driver."""
         process = Process(self._factory, {**self._common, **options, **_dashed(more)}, self._patience)
-        return self.ending.enter_context(process)
+        self.ending.callback(process.close)
+        return process
 
 
 class DriverConformance:
@@ -221,7 +217,7 @@ class DriverConformance:
 
     def test_infos_have_the_properties_that_they_name(self, bench: Bench) -> None:
         for info in bench.driver(self.machine(bench.folder, 2)).retrieve_resource_info(2):
-            known = properties(info)
+            known = {key: info.get_property(key) for key in info.get_keys()}
             wrong = {key: value for key, value in known.items() if not isinstance(value, str)}
             _hold(not wrong, f"get_keys() names what get_property() has no text for: {wrong}")
             _hold("index" in known, f"an info has no property `index`, only {sorted(known)}")

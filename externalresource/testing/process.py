@@ -11,19 +11,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
 from externalresource import errors
-from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, NotOfferedError
+from externalresource.drivers.contract import ExternalResourceDriver, NotOfferedError, properties
 from externalresource.drivers.loading import create_driver
 from externalresource.errors import ExternalResourceError
 
-Properties = Mapping[str, str | None]
+Properties = Mapping[str, str]
 
 
 class Process:
-    """A process that makes a driver, does with it what it is asked to, and ends with the block."""
+    """A process that makes a driver, does with it what it is asked to, and ends when it is closed."""
 
     def __init__(self, factory: str, options: Mapping[str, str], patience: float) -> None:
         self._patience = patience
@@ -85,20 +85,10 @@ class Process:
         """Let it end, and return what it has printed."""
         return self._child.communicate(timeout=self._patience)[0]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self.kill()
         self._child.communicate()
         self._answers.close()
-
-
-def properties(info: ExternalResourceInfo) -> Properties:
-    """Return all that an info says."""
-    return {key: info.get_property(key) for key in info.get_keys()}
 
 
 def main() -> None:
@@ -124,10 +114,6 @@ def _close(driver: ExternalResourceDriver) -> None:
     driver.close()
 
 
-def _devices(driver: ExternalResourceDriver) -> list[Properties]:
-    return [properties(info) for info in driver.devices()]
-
-
 def _all(driver: ExternalResourceDriver) -> None:
     """Use all that a driver has."""
     infos = driver.retrieve_resource_info(1)
@@ -150,7 +136,7 @@ def _fork(driver: ExternalResourceDriver) -> int:
 
 
 _ACTIONS: Mapping[str, Callable[..., object]] = MappingProxyType(
-    {"retrieve": _retrieve, "close": _close, "devices": _devices, "all": _all, "fork": _fork}
+    {"retrieve": _retrieve, "close": _close, "all": _all, "fork": _fork}
 )
 
 

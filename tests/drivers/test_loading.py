@@ -218,7 +218,7 @@ def boards():
 
 def test_command_line_uses_such_a_driver_by_its_import_path(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(BOARDS)
-    command = [sys.executable, "-m", "externalresource.cli.main"]
+    command = [sys.executable, "-m", "externalresource"]
 
     def call(*words: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(

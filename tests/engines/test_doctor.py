@@ -36,7 +36,7 @@ def doctor(cluster: Cluster) -> dict[str, Any]:
     command = [
         sys.executable,
         "-m",
-        "externalresource.cli.main",
+        "externalresource",
         "doctor",
         str(cluster.configuration),
         "--format",

@@ -90,7 +90,7 @@ def test_configuration_may_be_a_file(tmp_path: Path) -> None:
 def call(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     lines = [f"{key}: {value}" for key, value in BOTH.items()]
     (folder / "config.yaml").write_text("\n".join(lines))
-    command = [sys.executable, "-m", "externalresource.cli.main", "forward", *words]
+    command = [sys.executable, "-m", "externalresource", "forward", *words]
     return subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
 
 
@@ -148,5 +148,5 @@ def test_page_shows_what_the_command_prints(command: str, output: str, tmp_path:
     (tmp_path / "config.yaml").write_text(CONFIGURATION)
     words = shlex.split(command)
     assert words[0] == "externalresource"
-    ours = [sys.executable, "-m", "externalresource.cli.main", *words[1:]]
+    ours = [sys.executable, "-m", "externalresource", *words[1:]]
     assert subprocess.run(ours, cwd=tmp_path, check=True, capture_output=True, text=True).stdout == output

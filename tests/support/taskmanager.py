@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 MODULE = [sys.executable, "-P", "-m", "externalresource_gpu.script.main"]
-COMMAND_LINE = [sys.executable, "-P", "-m", "externalresource.cli.main"]
+COMMAND_LINE = [sys.executable, "-P", "-m", "externalresource"]
 CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 ROOTLESS = ["--user", "--map-root-user"]
 

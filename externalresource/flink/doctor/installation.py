@@ -130,20 +130,13 @@ def plugins(resources: Iterable[Written], flink: str | None, environment: Mappin
     for plugin, names in sorted(content.items()):
         jars = [os.path.join(plugin, name) for name in names if name.endswith(".jar")]
         if not jars:
-            yield _without_jar(plugin, names)
+            shown = f"only {', '.join(names[:_SHOWN])}" if names else "nothing"
+            problem = "Flink does not start with a folder in its plugins folder that has no jar"
+            remedy = "move what is in it to another place, and remove the folder"
+            yield Finding("plugins", problem, f"{plugin} contains {shown}", remedy)
         known += [factory for jar in jars for factory in _factories(jar)]
     for resource in resources:
         yield from _unknown(resource, known, folder)
-
-
-def _without_jar(folder: str, names: Sequence[str]) -> Finding:
-    content = f"only {', '.join(names[:_SHOWN])}" if names else "nothing"
-    return Finding(
-        "plugins",
-        "Flink does not start with a folder in its plugins folder that has no jar",
-        f"{folder} contains {content}",
-        "move what is in it to another place, and remove the folder",
-    )
 
 
 def _unknown(resource: Written, known: Sequence[str], folder: str) -> Iterator[Finding]:

@@ -127,7 +127,7 @@ def test_problems_are_coloured_on_a_terminal_only(host: Host) -> None:
     host.write({AMOUNT: 0})
     assert "\x1b" not in call(host.config).stdout
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "externalresource.cli.main", "doctor", str(host.config)]
+    command = [sys.executable, "-m", "externalresource", "doctor", str(host.config)]
     subprocess.run(command, check=False, stdout=follower)
     assert "\x1b[31m\x1b[1mproblem\x1b[0m" in os.read(leader, 1000).decode()
     os.close(leader)

@@ -20,7 +20,7 @@ def test_stale_claims(host: Host) -> None:
 
 
 def test_claim_of_which_somebody_living_has_a_share_is_not_stale(host: Host) -> None:
-    run = [sys.executable, "-m", "externalresource.cli.main", "run", "gpu=1", "--"]
+    run = [sys.executable, "-m", "externalresource", "run", "gpu=1", "--"]
     inner = [*run, "sh", "-c", "echo $$; exec sleep 60 >&2"]
     outer = f"import subprocess; print(subprocess.Popen({inner}, stdout=-1).stdout.readline().decode())"
     done = subprocess.run([*run, sys.executable, "-c", outer], check=True, stdout=subprocess.PIPE, text=True)
@@ -40,7 +40,7 @@ def test_claim_whose_pid_is_another_process_now(host: Host) -> None:
         assert found.severity == WARNING  # it may be a TaskManager that is not written in Java
         assert found.remedy.startswith(f"if pid {child.pid} is no TaskManager of yours: ")
         command = found.remedy.partition(": externalresource ")[2].split()
-        ours = [sys.executable, "-m", "externalresource.cli.main", *command]
+        ours = [sys.executable, "-m", "externalresource", *command]
         assert subprocess.run(ours, check=True, capture_output=True, text=True).stdout.startswith("released 0")
         assert host.examine().findings == []
         child.kill()

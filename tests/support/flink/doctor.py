@@ -108,5 +108,5 @@ def dead_pid() -> int:
 
 
 def call(*words: str | Path, **more: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "externalresource.cli.main", "doctor", *map(str, words)]
+    command = [sys.executable, "-m", "externalresource", "doctor", *map(str, words)]
     return subprocess.run(command, env=os.environ | more, check=False, capture_output=True, text=True)
