@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 from externalresource.context import RuntimeContext, claim
 from externalresource.errors import ConfigurationError, ExternalResourceError
@@ -33,28 +34,15 @@ def claim_for_worker(
             "environment: use a pool of processes"
         )
     try:
-        return _claimed(name, amount, options, driver_factory)
+        with ExitStack() as undoing:
+            context = undoing.enter_context(claim(name, amount, driver_factory=driver_factory, options=options))
+            os.environ.update(context.environment())
+            undoing.pop_all()
+            return context
     except ExternalResourceError as error:
-        if not _is_replaced_for_ever():
+        if "PoolWorker-" not in multiprocessing.current_process().name:  # as multiprocessing.Pool names its workers
             raise
         sys.stderr.write(f"externalresource: {multiprocessing.current_process().name} gets no {name!r}: {error}\n")
         sys.stderr.flush()
         time.sleep(_BREATH)
         raise SystemExit(1) from None
-
-
-def _claimed(
-    name: str, amount: int, options: Mapping[str, object] | None, driver_factory: str | None
-) -> RuntimeContext:
-    context = claim(name, amount, driver_factory=driver_factory, options=options)
-    try:
-        os.environ.update(context.environment())
-    except BaseException:
-        context.close()
-        raise
-    return context
-
-
-def _is_replaced_for_ever() -> bool:
-    """Return whether this is a worker of a multiprocessing.Pool, which names them so."""
-    return "PoolWorker-" in multiprocessing.current_process().name

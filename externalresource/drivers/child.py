@@ -44,9 +44,7 @@ class Child:
                     (os.POSIX_SPAWN_DUP2, err_end, 2),
                 ],
                 setpgroup=0,
-                setsigdef=(
-                    _SIGCHLD,
-                ),  # ignored, it would be so for a script, too, whose own children then have no status
+                setsigdef=[_SIGCHLD],  # ignored, it would be so for a script, too, whose children then have no status
             )
         except OSError:
             os.close(out)

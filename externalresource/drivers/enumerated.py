@@ -107,11 +107,7 @@ def driver(
     `environment` is for variables that are more than the values of all devices with commas between: it is called with
     those, and returns what the process gets.
     """
-
-    def make(enumerate_devices: Callable[..., Iterable[Device]]) -> DriverFactory:
-        return DriverFactory(device_class, enumerate_devices, options, environment)
-
-    return make
+    return lambda enumerate_devices: DriverFactory(device_class, enumerate_devices, options, environment)
 
 
 class DeviceDriver(ExternalResourceDriver):

@@ -53,19 +53,17 @@ def installed(timeout: float) -> list[Plugin]:
     """Return all that are installed, by name. The import of each may take so many seconds."""
     points = loading.installed()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        answers = pool.map(lambda point: _tried(point, timeout), points)
-        found = [_plugin(point, answer) for point, answer in zip(points, answers, strict=True)]
+        found = list(pool.map(lambda point: _tried(point, timeout), points))
     names = Counter(plugin.name for plugin in found)
     return [_judged(plugin, found) if names[plugin.name] > 1 or plugin.name in OURS else plugin for plugin in found]
 
 
 def record(plugin: Plugin) -> dict[str, object]:
     """Return a plugin for programs."""
-    options = [
-        {"name": option.name, "type": option.kind, "default": option.default, "required": option.required}
-        for option in plugin.options or ()
-    ]
-    return {**asdict(plugin), "options": None if plugin.options is None else options}
+    found = asdict(plugin)
+    for option in found["options"] or ():
+        option["type"] = option.pop("kind")
+    return found
 
 
 def line(plugin: Plugin) -> dict[str, object]:
@@ -106,18 +104,6 @@ def option_lines(found: Sequence[Plugin]) -> list[dict[str, object]]:
     ]
 
 
-def _plugin(point: EntryPoint, answer: Mapping[str, Any]) -> Plugin:
-    dist = point.dist
-    options = answer.get("options")
-    return Plugin(
-        name=point.name,
-        distribution=dist.name if dist else None,
-        version=dist.version if dist else None,
-        entry_point=point.value,
-        **{**answer, "options": options and [Option(**option) for option in options]},
-    )
-
-
 def _judged(plugin: Plugin, found: Sequence[Plugin]) -> Plugin:
     """Return the plugin with what keeps it from being had by its name."""
     ours = OURS.get(plugin.name)
@@ -134,7 +120,19 @@ def _judged(plugin: Plugin, found: Sequence[Plugin]) -> Plugin:
     return replace(plugin, problem="; it ".join(filter(None, (plugin.problem, problem))))
 
 
-def _tried(point: EntryPoint, timeout: float) -> Mapping[str, Any]:
+def _tried(point: EntryPoint, timeout: float) -> Plugin:
+    answer = _answer(point, timeout)
+    options = answer.get("options")
+    return Plugin(
+        name=point.name,
+        distribution=point.dist.name if point.dist else None,
+        version=point.dist.version if point.dist else None,
+        entry_point=point.value,
+        **{**answer, "options": options and [Option(**option) for option in options]},
+    )
+
+
+def _answer(point: EntryPoint, timeout: float) -> Mapping[str, Any]:
     """Return what a child process finds out about a plugin."""
     try:
         child = Child([sys.executable, "-P", "-c", _PROGRAM, json.dumps(sys.path), point.value])
