@@ -47,19 +47,11 @@ __all__ = [
     "runtime_context",
 ]
 
-_HOME = {
-    **dict.fromkeys(("RuntimeContext", "claim", "runtime_context"), "context"),
-    "claim_for_worker": "pools",
-    **dict.fromkeys(
-        (
-            "Device",
-            "ExternalResourceDriver",
-            "ExternalResourceDriverFactory",
-            "ExternalResourceInfo",
-            "driver",
-            "hookimpl",
-        ),
-        "api",
-    ),
+_NAMES = {
+    "api": "Device ExternalResourceDriver ExternalResourceDriverFactory ExternalResourceInfo driver hookimpl",
+    "context": "RuntimeContext claim runtime_context",
+    "errors": "ConfigurationError CoordinationError DiscoveryError ExternalResourceError NotEnoughDevicesError"
+    " PluginError",
+    "pools": "claim_for_worker",
 }
-__getattr__, __dir__ = face(__name__, {name: _HOME.get(name, "errors") for name in __all__})
+__getattr__, __dir__ = face(__name__, _NAMES)

@@ -7,7 +7,7 @@ from externalresource.faces import face
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from externalresource.coordination.own_claims import Grants
+    from externalresource.coordination import Grants
     from externalresource.drivers.child import LONGEST, Child, Overdue
     from externalresource.drivers.contract import (
         API_VERSION,
@@ -56,18 +56,17 @@ __all__ = [
     "run_script",
 ]
 
-_HOME = {
-    **dict.fromkeys(("LONGEST", "Child", "Overdue"), "drivers.child"),
-    **dict.fromkeys(("Device", "info_of"), "drivers.device"),
-    **dict.fromkeys(("DeviceInfo", "order"), "drivers.infos"),
-    "driver": "drivers.enumerated",
-    **dict.fromkeys(("Ended", "find_script", "run_script"), "drivers.discovery_script"),
-    "Grants": "coordination.own_claims",
-    "Option": "drivers.options",
-    **dict.fromkeys(("record", "replace"), "records"),
-    **dict.fromkeys(("YamlNode", "read_text", "read_yaml"), "yaml_nodes"),
+_NAMES = {
+    "coordination": "Grants",
+    "drivers.child": "LONGEST Child Overdue",
+    "drivers.contract": "API_VERSION Described ExternalResourceDriver ExternalResourceDriverFactory"
+    " ExternalResourceInfo NotOfferedError Versioned hookimpl",
+    "drivers.device": "Device info_of",
+    "drivers.discovery_script": "Ended find_script run_script",
+    "drivers.enumerated": "driver",
+    "drivers.infos": "DeviceInfo order",
+    "drivers.options": "Option",
+    "records": "record replace",
+    "yaml_nodes": "YamlNode read_text read_yaml",
 }
-
-__getattr__, __dir__ = face(
-    __name__, {name: _HOME.get(name, "drivers.contract") for name in __all__}, root="externalresource"
-)
+__getattr__, __dir__ = face(__name__, _NAMES, root="externalresource")

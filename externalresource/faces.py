@@ -7,8 +7,9 @@ if TYPE_CHECKING:
     _Face = tuple[Callable[[str], object], Callable[[], list[str]]]
 
 
-def face(package: str, homes: "Mapping[str, str]", *, root: str | None = None) -> "_Face":
-    """Return `__getattr__` and `__dir__` for a package; `homes` tells the module of each name, in `root`."""
+def face(package: str, names: "Mapping[str, str]", *, root: str | None = None) -> "_Face":
+    """Return `__getattr__` and `__dir__` for a package; `names` are those of each module in `root`, blanks between."""
+    homes = {name: module for module, several in names.items() for name in several.split()}
 
     def resolve(name: str) -> object:
         if name not in homes:

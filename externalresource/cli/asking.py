@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, TypeVar
 from externalresource.errors import ExternalResourceError, PluginError, cause
 
 if TYPE_CHECKING:
-    from externalresource.drivers.contract import ExternalResourceDriver
+    from externalresource.drivers import ExternalResourceDriver
 
 _A = TypeVar("_A")
 
 
 def driver_of(resource: str, options: Mapping[str, str]) -> "ExternalResourceDriver":
     """Return the driver of a resource."""
-    from externalresource.drivers.containment import printing_to_stderr
-    from externalresource.drivers.loading import create_driver
+    from externalresource.drivers import create_driver, printing_to_stderr
 
     with printing_to_stderr():
         return create_driver(resource, options)
@@ -22,8 +21,7 @@ def driver_of(resource: str, options: Mapping[str, str]) -> "ExternalResourceDri
 
 def asked(resource: str, question: Callable[..., _A], *arguments: object) -> _A:
     """Return what a method of the driver answers; PluginError if the driver has none, or if it breaks."""
-    from externalresource.drivers.containment import printing_to_stderr
-    from externalresource.drivers.contract import NotOfferedError
+    from externalresource.drivers import NotOfferedError, printing_to_stderr
 
     try:
         with printing_to_stderr():

@@ -12,7 +12,7 @@ from externalresource.errors import ExternalResourceError
 
 if TYPE_CHECKING:
     from externalresource.coordination import Claim
-    from externalresource.drivers.contract import ExternalResourceDriver
+    from externalresource.drivers import ExternalResourceDriver
 
 _Device = Mapping[str, str]
 
@@ -30,7 +30,7 @@ def discover(resource: str, form: str, *, record: str | None, topology: bool, **
         write(record, asked(resource, driver.record))
         click.echo(f"wrote {record}; to see it: externalresource discover --simulate {record}")
         return
-    from externalresource.drivers.contract import properties
+    from externalresource.drivers import properties
 
     found = [properties(info) for info in listed(resource, driver.devices)]
     held = _held(driver, resource)
@@ -48,7 +48,7 @@ def discover(resource: str, form: str, *, record: str | None, topology: bool, **
 
 def _held(driver: "ExternalResourceDriver", resource: str) -> "list[Claim]":
     """Return who holds what, if that can be told: the devices are shown in any case."""
-    from externalresource.drivers.contract import NotOfferedError
+    from externalresource.drivers import NotOfferedError
 
     try:
         return listed(resource, driver.held)

@@ -47,7 +47,7 @@ def doctor(config: str | None, *, dynamic: Sequence[str], rest: str | None, form
     Run it where a TaskManager runs: on its host, or in its container, as its user. CONFIG is a config.yaml, or a
     folder with one; by default that of FLINK_CONF_DIR. The exit status is 1 if there is a problem.
     """
-    from externalresource.drivers.containment import printing_to_stderr
+    from externalresource.drivers import printing_to_stderr
     from externalresource.flink.doctor import examination
 
     for text in dynamic:

@@ -29,18 +29,16 @@ externalresource demo                          see processes share a host
 RESOURCE is the name of an installed plugin (gpu) or an import path (package.module:Class).
 """
 
-#: The module of each command.
-_HOME = {
+#: The commands in each module.
+_COMMANDS = {
     "demo": "demo",
-    "discover": "devices",
-    "doctor": "flink",
-    "forward": "flink",
+    "devices": "discover",
+    "flink": "doctor forward",
+    "holders": "release status",
     "plugins": "plugins",
-    "release": "holders",
     "run": "run",
-    "status": "holders",
 }
-_command, _names = face("externalresource.cli", _HOME)
+_command, _names = face("externalresource.cli", _COMMANDS)
 
 
 class _Commands(click.Group):
@@ -50,9 +48,9 @@ class _Commands(click.Group):
         return _names()
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _HOME:
+        if cmd_name in _names():
             return cast("click.Command", _command(cmd_name))
-        self.commands = {name: cast("click.Command", _command(name)) for name in _HOME}  # click names the nearest
+        self.commands = {name: cast("click.Command", _command(name)) for name in _names()}  # click names the nearest
         return super().get_command(ctx, cmd_name)
 
 

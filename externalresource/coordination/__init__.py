@@ -42,25 +42,13 @@ __all__ = [
     "unshielded",
 ]
 
-_HOME = {
-    "Coordination": "claims",
-    "first": "claims",
-    "in_container": "process",
-    "is_here": "process",
-    "lives": "process",
-    "new_grant": "claims",
-    "pid_here": "process",
-    "program_of": "process",
-    "run_variable": "inside",
-    "runs_around": "inside",
-    "Claim": "holders",
-    "Holder": "holders",
-    "above": "holders",
-    "flock": "lock",
-    "unshielded": "lock",
-    "Claimable": "matching",
-    "Grants": "own_claims",
-    "Process": "process",
-    "identify": "process",
+_NAMES = {
+    "claims": "Coordination first new_grant",
+    "holders": "Claim Holder above",
+    "inside": "run_variable runs_around",
+    "lock": "flock unshielded",
+    "matching": "Claimable",
+    "own_claims": "Grants",
+    "process": "Process identify in_container is_here lives pid_here program_of",
 }
-__getattr__, __dir__ = face(__name__, _HOME)
+__getattr__, __dir__ = face(__name__, _NAMES)

@@ -6,7 +6,7 @@ from typing import Any
 
 from externalresource.coordination import Claim
 from externalresource.demo import text
-from externalresource.drivers.loading import create_driver
+from externalresource.drivers import create_driver
 from externalresource.errors import DiscoveryError
 
 _CONFIGURATION = """\

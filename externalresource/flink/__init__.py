@@ -8,9 +8,4 @@ if TYPE_CHECKING:
 
 __all__ = ["environment", "find_task_manager", "get_external_resource_infos"]
 
-_HOME = {
-    "environment": "operators",
-    "find_task_manager": "operators",
-    "get_external_resource_infos": "operators",
-}
-__getattr__, __dir__ = face(__name__, _HOME)
+__getattr__, __dir__ = face(__name__, {"operators": "environment find_task_manager get_external_resource_infos"})

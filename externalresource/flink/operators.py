@@ -9,9 +9,14 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from externalresource.coordination import identify, runs_around
-from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, NotOfferedError
-from externalresource.drivers.device import Device, info_of
-from externalresource.drivers.loading import create_driver
+from externalresource.drivers import (
+    Device,
+    ExternalResourceDriver,
+    ExternalResourceInfo,
+    NotOfferedError,
+    create_driver,
+    info_of,
+)
 from externalresource.errors import ConfigurationError, DiscoveryError, PluginError, did_you_mean
 from externalresource.flink import configuration, task_manager, worker_end, worker_share
 from externalresource.flink.configuration import ResourceConfig

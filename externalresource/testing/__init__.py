@@ -8,8 +8,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Bench", "DriverConformance"]
 
-_HOME = {
-    "Bench": "conformance",
-    "DriverConformance": "conformance",
-}
-__getattr__, __dir__ = face(__name__, _HOME)
+__getattr__, __dir__ = face(__name__, {"conformance": "Bench DriverConformance"})

@@ -11,8 +11,13 @@ from typing import Any, ClassVar, TypeVar
 
 import pytest
 
-from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, NotOfferedError, properties
-from externalresource.drivers.loading import create_driver
+from externalresource.drivers import (
+    ExternalResourceDriver,
+    ExternalResourceInfo,
+    NotOfferedError,
+    create_driver,
+    properties,
+)
 from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, PluginError
 from externalresource.testing.process import Process, Properties
 

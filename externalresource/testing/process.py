@@ -15,8 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from externalresource import errors
-from externalresource.drivers.contract import ExternalResourceDriver, NotOfferedError, properties
-from externalresource.drivers.loading import create_driver
+from externalresource.drivers import ExternalResourceDriver, NotOfferedError, create_driver, properties
 from externalresource.errors import ExternalResourceError
 
 Properties = Mapping[str, str]

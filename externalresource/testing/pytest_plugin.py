@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from externalresource.drivers.contract import ExternalResourceInfo
+    from externalresource.drivers import ExternalResourceInfo
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,13 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from externalresource.coordination import Claim, Coordination, in_container, pid_here, whereabouts
-from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, NotOfferedError, properties
-from externalresource.drivers.loading import create_driver
+from externalresource.drivers import (
+    ExternalResourceDriver,
+    ExternalResourceInfo,
+    NotOfferedError,
+    create_driver,
+    properties,
+)
 from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, PluginError, cause
 from externalresource.flink.configuration import Written
 from externalresource.flink.doctor import keys
