@@ -12,7 +12,6 @@ _A = TypeVar("_A")
 
 
 def driver_of(resource: str, options: Mapping[str, str]) -> "ExternalResourceDriver":
-    """Return the driver of a resource."""
     from externalresource.drivers import create_driver, printing_to_stderr
 
     with printing_to_stderr():

@@ -27,7 +27,6 @@ def show(rows: Sequence[Mapping[str, object]], form: str, *, nothing: str = "") 
 
 
 def json(found: object) -> None:
-    """Print what was found for programs."""
     from json import dumps
 
     click.echo(dumps(found, indent=2))

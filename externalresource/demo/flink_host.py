@@ -62,17 +62,16 @@ class Report:
     answers: Sequence[tuple[int, int]]  # a digit's place among the unread ones, and what it was read as
 
 
-class Flink:
-    """A cluster in a folder, as yet without processes. `close` ends them all, whatever they are doing."""
+class Flink(Processes):
+    """A cluster in a folder, as yet without processes."""
 
     def __init__(self, folder: str, gpu_configuration: str) -> None:
         import pyflink
 
         home = os.path.dirname(os.path.abspath(pyflink.__file__))
         self._bin = os.path.join(home, "bin")
-        self._processes = Processes(folder, _environment(folder))
+        super().__init__(folder, _environment(folder))
         self._client: Process
-        self.close = self._processes.close
         _configure(os.path.join(home, "conf"), folder, gpu_configuration)
 
     def start(self, count: int) -> Iterator[TaskManager]:
@@ -81,24 +80,23 @@ class Flink:
         numbers = range(1, count + 1)
         started = [self._start(f"TaskManager {number}", "taskmanager.sh", "start-foreground") for number in numbers]
         for number, process in zip(numbers, started, strict=True):
-            self._processes.line(process, "Successful registration at resource manager")
+            self.line(process, "Successful registration at resource manager")
             yield TaskManager(number, process.pid, _devices(process))
 
     def submit(self, parallelism: int, libraries: str) -> None:
         """Return when Flink has accepted the job."""
         self._client = self._start("the job", "flink", "run", "-pym", _JOB, str(parallelism), libraries)
-        self._processes.line(self._client, "Job has been submitted")
+        self.line(self._client, "Job has been submitted")
 
     def reports(self) -> list[Report]:
         """Return what the subtasks of the job say, once all is read."""
-        return [Report(**report) for report in json.loads(self._processes.line(self._client, '"answers"'))]
+        return [Report(**report) for report in json.loads(self.line(self._client, '"answers"'))]
 
     def _start(self, name: str, script: str, *words: str) -> Process:
-        return self._processes.start(name, os.path.join(self._bin, script), *words)
+        return self.begin(name, os.path.join(self._bin, script), *words)
 
 
 def check_installed(newest_python: tuple[int, int] = _NEWEST_PYTHON) -> None:
-    """Raise ExternalResourceError if apache-flink or Java is missing."""
     if importlib.util.find_spec("pyflink") is None:
         if sys.version_info[:2] > newest_python:
             newest, this = (".".join(map(str, version)) for version in (newest_python, sys.version_info[:2]))
@@ -124,7 +122,6 @@ def discovery_script(name: str = _SCRIPT) -> str:
 
 
 def _devices(process: Process) -> list[str]:
-    """Return the indices that Flink says it discovered."""
     if said := process.line("Discover GPU resources: ["):
         return sorted(re.findall(r"GPU Device\((.*?)\)", said))
     reason = process.line("STDERR: ") or process.complaint

@@ -30,7 +30,6 @@ class Process:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it has ended by itself."""
         return self._process.poll() is not None and not self._is_to_end
 
     def line(self, text: str) -> str | None:
@@ -68,13 +67,13 @@ class Processes:
     def __init__(self, folder: str, environment: Mapping[str, str]) -> None:
         self._folder = folder
         self._environment = {**environment, "OMP_NUM_THREADS": "1"}  # several of them share the processors
-        self._started: list[Process] = []
+        self.started: list[Process] = []
         # A JVM that is killed leaves its Python workers behind: a death signal for each JVM would not do.
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, process_group=0
         )
 
-    def start(self, name: str, *command: str) -> Process:
+    def begin(self, name: str, *command: str) -> Process:
         """Start a program, or a script that becomes one; no two have the same name."""
         output = os.path.join(self._folder, f"{name}.out")
         with open(output, "wb") as stream:
@@ -87,14 +86,14 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 process_group=0,  # a Ctrl-C is for us alone
             )
-        self._started.append(Process(name, output, process))
-        return self._started[-1]
+        self.started.append(Process(name, output, process))
+        return self.started[-1]
 
     def line(self, process: Process, text: str) -> str:
         """Return the line with the text, once the process has written it; ExternalResourceError if one has failed."""
         deadline = time.monotonic() + _PATIENCE
         while True:
-            failed = [each for each in self._started if each.has_failed]
+            failed = [each for each in self.started if each.has_failed]
             if line := process.line(text):
                 return line
             for each in failed:
@@ -105,5 +104,5 @@ class Processes:
 
     def close(self) -> None:
         self._guard.communicate()
-        for process in self._started:
+        for process in self.started:
             process.wait()

@@ -5,14 +5,19 @@ coordination file. Where there are too few GPUs, they are simulated.
 """
 
 import contextlib
+import json
+import os
+import signal
+import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 from externalresource.coordination import Claim
 from externalresource.demo import digits
 from externalresource.demo.gpus import Gpus
-from externalresource.demo.host import Host, Report
+from externalresource.demo.processes import Processes
 from externalresource.demo.text import claims, count, indented, library, pictures
 from externalresource.errors import ConfigurationError, ExternalResourceError
 
@@ -20,6 +25,55 @@ _WIDTH = 80
 _MASK = 40  # characters of a UUID
 
 _Write = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a TaskManager says once it has read its digits, or was refused."""
+
+    number: int
+    pid: int
+    refused: str | None = None
+    devices: Sequence[str] = ()
+    mask: str = ""
+    library: str = ""
+    accuracy: float = 0.0
+    images: Sequence[Sequence[Sequence[float]]] = ()
+    answers: Sequence[int] = ()
+
+
+class Host(Processes):
+    """TaskManagers that share one configuration file and one coordination file."""
+
+    def __init__(self, folder: str, gpus: Gpus) -> None:
+        super().__init__(folder, os.environ)
+        self.gpus = gpus
+        self.configuration = gpus.configuration()
+        self._config = os.path.join(folder, "config.yaml")
+        with open(self._config, "w", encoding="utf-8") as file:
+            file.write(self.configuration)
+
+    def start(self, count: int, *, amount: int = 1) -> list[Report]:
+        """Start so many TaskManagers at once and return what they say."""
+        program = [sys.executable, "-P", "-m", "externalresource.demo.task_manager", self._config]
+        first = len(self.started) + 1
+        for number in range(first, first + count):
+            words = [*program, str(number), self.gpus.libraries, f"external-resource.gpu.amount={amount}"]
+            self.begin(f"TaskManager {number}", *words)
+        started = enumerate(self.started[-count:], start=first)
+        return [Report(number, each.pid, **json.loads(self.line(each, '"refused"'))) for number, each in started]
+
+    def kill(self, number: int) -> None:
+        process = self.started[number - 1]
+        process.end(signal.SIGKILL)
+        process.wait()
+
+    def end(self) -> None:
+        """Let them give back what they hold, and end."""
+        for process in self.started:
+            process.end(signal.SIGTERM)
+        for process in self.started:
+            process.wait()
 
 
 def run(task_managers: int = 2, gpus: int = 2, write: _Write = print) -> int:

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 from externalresource.drivers import loading
 from externalresource.drivers.child import Child, Overdue
 from externalresource.drivers.contract import PROJECT
+from externalresource.drivers.loading import OURS
 from externalresource.drivers.options import Option
-from externalresource.drivers.own_plugins import OURS
 from externalresource.errors import PluginError
 
 _AT_ONCE = 4  # children
@@ -59,7 +59,6 @@ def installed(timeout: float) -> list[Plugin]:
 
 
 def record(plugin: Plugin) -> dict[str, object]:
-    """Return a plugin for programs."""
     found = asdict(plugin)
     for option in found["options"] or ():
         option["type"] = option.pop("kind")

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
+from types import MappingProxyType
 
 import pluggy
 
@@ -13,12 +14,23 @@ from externalresource.drivers.contract import (
     ExternalResourceDriver,
     ExternalResourceDriverFactory,
 )
-from externalresource.drivers.own_plugins import OURS
 from externalresource.errors import ExternalResourceError, PluginError, cause, did_you_mean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
+#: Our own plugins. Their names are ours, whoever else offers them, and need no look at what is installed.
+OURS: Mapping[str, str] = MappingProxyType(
+    {
+        "amd": "externalresource_amd.driver:amd",
+        "gpu": "externalresource_gpu.driver:GPUDriverFactory",
+        "nvme": "externalresource_nvme.driver:nvme",
+        "org.apache.flink.externalresource.gpu.GPUDriverFactory": "externalresource_gpu.driver:GPUDriverFactory",
+        "rdma": "externalresource_rdma.driver:rdma",
+        "script": "externalresource_script.driver:ScriptDriverFactory",
+    }
+)
 
 IMPORT_TIMEOUT = 60.0  # seconds until the log says that an import takes long, as from a network's file system
 

@@ -42,7 +42,6 @@ class Process:
         self.pid = self._child.pid
 
     def begin(self, *words: object) -> None:
-        """Ask for something."""
         if self._child.stdin is not None:
             print(json.dumps(words), file=self._child.stdin, flush=True)
 
@@ -66,7 +65,6 @@ class Process:
         raise kind(answer["said"])
 
     def ask(self, *words: object) -> Any:
-        """Ask for something and return it."""
         self.begin(*words)
         return self.answer()
 
@@ -76,7 +74,6 @@ class Process:
         return found
 
     def kill(self) -> None:
-        """End it by SIGKILL."""
         self._child.kill()
         self._child.wait()
 
@@ -105,21 +102,12 @@ def main() -> None:
             print(json.dumps(answer), file=answers, flush=True)
 
 
-def _retrieve(driver: ExternalResourceDriver, amount: int) -> list[Properties]:
-    return [properties(info) for info in driver.retrieve_resource_info(amount)]
-
-
-def _close(driver: ExternalResourceDriver) -> None:
-    driver.close()
-
-
 def _all(driver: ExternalResourceDriver) -> None:
-    """Use all that a driver has."""
     infos = driver.retrieve_resource_info(1)
     for use in (driver.devices, driver.held, lambda: driver.environment(infos)):
         with suppress(NotOfferedError):
             use()
-    _close(driver)
+    driver.close()
 
 
 def _fork(driver: ExternalResourceDriver) -> int:
@@ -127,7 +115,7 @@ def _fork(driver: ExternalResourceDriver) -> int:
     child = os.fork()
     if child == 0:
         try:
-            _close(driver)
+            driver.close()
         except BaseException:  # noqa: BLE001 - the status tells of it: the parent's answers are not to be written here
             os._exit(1)
         sys.exit(0)
@@ -135,7 +123,12 @@ def _fork(driver: ExternalResourceDriver) -> int:
 
 
 _ACTIONS: Mapping[str, Callable[..., object]] = MappingProxyType(
-    {"retrieve": _retrieve, "close": _close, "all": _all, "fork": _fork}
+    {
+        "retrieve": lambda driver, amount: [properties(info) for info in driver.retrieve_resource_info(amount)],
+        "close": lambda driver: driver.close(),
+        "all": _all,
+        "fork": _fork,
+    }
 )
 
 

@@ -16,7 +16,7 @@ import pytest
 from externalresource.coordination import Claim, Holder, Process
 from externalresource.demo import digits, flink_host, on_flink, stand_ins, text
 from externalresource.demo.gpus import Gpus
-from externalresource.demo.host import Host, Report
+from externalresource.demo.stand_ins import Host, Report
 from externalresource.errors import ConfigurationError, ExternalResourceError
 
 _DEMO = "import sys; from externalresource.demo import stand_ins; sys.exit(stand_ins.run(*map(int, sys.argv[1:])))"

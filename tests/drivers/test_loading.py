@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from externalresource.drivers.inspection import installed
-from externalresource.drivers.loading import create_driver
-from externalresource.drivers.own_plugins import OURS
+from externalresource.drivers.loading import OURS, create_driver
 from externalresource.errors import ConfigurationError, PluginError
 from tests.support.plugins import BROKEN, IMPORT, MODULE, OBJECT, Install, error_of, python
 

@@ -52,7 +52,6 @@ class Report:
         return f"{', '.join(counts) or 'no problem found'}; looked at: {', '.join(self.looked)}"
 
     def record(self) -> dict[str, object]:
-        """Return it for programs."""
         return {
             "findings": [asdict(finding) for finding in self.findings],
             "looked_at": self.looked,

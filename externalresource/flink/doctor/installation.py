@@ -157,7 +157,6 @@ def _unknown(resource: Written, known: Sequence[str], folder: str) -> Iterator[F
 
 
 def _factories(jar: str) -> list[str]:
-    """Return the drivers' factories that a jar offers."""
     try:
         with zipfile.ZipFile(jar) as archive:
             lines = archive.read(_SERVICE).decode("utf-8", "replace").splitlines()

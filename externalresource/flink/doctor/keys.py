@@ -26,17 +26,14 @@ _GLUED = re.compile(r"--?[\w-]*[^\s=-]--[a-z]\S*|--coordination-file/\S*")
 
 
 def text(setting: Setting | None) -> str:
-    """Return a value as it stands there."""
     return "" if setting is None or setting.value is None else str(setting.value)
 
 
 def key(resource: Written, suffix: str) -> str:
-    """Return a key of a resource in full."""
     return f"external-resource.{resource.name}.{suffix}"
 
 
 def evidence(key: str, setting: Setting) -> str:
-    """Return a setting with its place."""
     return f"{setting.where}{key}: {text(setting)}"
 
 
