@@ -108,12 +108,6 @@ def check_installed(newest_python: tuple[int, int] = _NEWEST_PYTHON) -> None:
         raise ExternalResourceError(f"Flink needs Java, but {where}: sudo apt-get install default-jre-headless")
 
 
-def version() -> str:
-    from pyflink.version import __version__
-
-    return str(__version__)
-
-
 def discovery_script(name: str = _SCRIPT) -> str:
     path = os.path.join(sysconfig.get_path("scripts"), name)
     if not os.access(path, os.X_OK):

@@ -4,9 +4,11 @@ It is the demo with which GPUs came to Flink. Where there are too few GPUs, they
 """
 
 import contextlib
+import importlib
 import signal
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 
 from externalresource.demo import digits, flink_host, text
 from externalresource.demo.flink_host import Flink, Report, TaskManager
@@ -24,30 +26,20 @@ def run(task_managers: int = 2, gpus: int = 2, write: _Write = print) -> int:
         raise ConfigurationError(f"each TaskManager of Flink needs a GPU: {task_managers} of them cannot share {gpus}")
     digits.check_installed()
     flink_host.check_installed()
-    with _orderly_end(), tempfile.TemporaryDirectory(prefix="externalresource-", ignore_cleanup_errors=True) as folder:
+    for each in (signal.SIGHUP, signal.SIGTERM):  # from a terminal that is closed, or a process manager: as Ctrl-C
+        if signal.getsignal(each) is signal.SIG_DFL:
+            signal.signal(each, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="externalresource-", ignore_cleanup_errors=True) as folder:
         shared = Gpus(folder, gpus)
         write(shared.first_line)
         configuration = shared.configuration(flink_host.discovery_script())
-        version = flink_host.version()
-        write(f"\nEach TaskManager of Flink {version} reads this:\n\n{text.indented(configuration)}")
+        version = importlib.import_module("pyflink.version").__version__
+        write(f"\nEach TaskManager of Flink {version} reads this:\n\n{textwrap.indent(configuration, '    ')}")
         with contextlib.closing(Flink(folder, configuration)) as flink:
             _show(flink, shared, task_managers, write)
             write("\nKilling all of Flink (SIGKILL), so that it gives nothing back; but it is provably gone:\n")
         write(text.claims(shared.claims()))
     return 0
-
-
-@contextlib.contextmanager
-def _orderly_end() -> Iterator[None]:
-    """End as on Ctrl-C when the terminal is closed, too, or a process manager ends us."""
-    default = [each for each in (signal.SIGHUP, signal.SIGTERM) if signal.getsignal(each) is signal.SIG_DFL]
-    for each in default:
-        signal.signal(each, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for each in default:
-            signal.signal(each, signal.SIG_DFL)
 
 
 def _show(flink: Flink, gpus: Gpus, count: int, write: _Write) -> None:
@@ -108,7 +100,7 @@ def _show_answers(reports: Sequence[Report], unread: digits.Digits, write: _Writ
         raise ExternalResourceError(f"the job read only {len(answers)} of {len(labels)} digits")
     right = _right(answers.items(), labels)
     write(
-        f"\nWith {text.library(reports[0].library)} they read {right} of {len(labels)} digits correctly, "
+        f"\nWith {text.LIBRARIES[reports[0].library]} they read {right} of {len(labels)} digits correctly, "
         f"an accuracy of {right / len(labels):.1%}. The first ones:\n"
     )
     write(text.pictures(unread.images[:_SHOWN].tolist(), [answers[place] for place in range(_SHOWN)]))

@@ -18,7 +18,7 @@ from externalresource.coordination import Claim
 from externalresource.demo import digits
 from externalresource.demo.gpus import Gpus
 from externalresource.demo.processes import Processes
-from externalresource.demo.text import claims, count, indented, library, pictures
+from externalresource.demo.text import LIBRARIES, claims, count, pictures
 from externalresource.errors import ConfigurationError, ExternalResourceError
 
 _WIDTH = 80
@@ -90,10 +90,11 @@ def run(task_managers: int = 2, gpus: int = 2, write: _Write = print) -> int:
 
 
 def _show(host: Host, task_managers: int, write: _Write) -> None:
-    write(f"\nEach TaskManager reads this configuration, in Flink's own keys:\n\n{indented(host.configuration)}")
+    configuration = textwrap.indent(host.configuration, "    ")
+    write(f"\nEach TaskManager reads this configuration, in Flink's own keys:\n\n{configuration}")
     write(f"Starting {count(task_managers, 'TaskManager')} at once; each claims a GPU and learns to read digits:\n")
     first, *_ = _show_reports(host.start(task_managers), min(task_managers, host.gpus.count), write)
-    write(f"\nTaskManager {first.number} trained with {library(first.library)}. It reads:\n")
+    write(f"\nTaskManager {first.number} trained with {LIBRARIES[first.library]}. It reads:\n")
     write(pictures(first.images, first.answers))
     write(f"\nThe coordination file says who holds what:\n\n{claims(host.gpus.claims())}")
     host.kill(first.number)
@@ -123,21 +124,14 @@ def _show_reports(reports: Sequence[Report], grants: int, write: _Write) -> list
         raise ExternalResourceError(f"one GPU was given to two TaskManagers: {', '.join(devices)}")
     write("  TaskManager  PID      GPU  CUDA_VISIBLE_DEVICES                      accuracy")
     for report in granted:
-        write(_row(report))
+        mask = report.mask if len(report.mask) <= _MASK else f"{report.mask[: _MASK - 3]}..."
+        own = ",".join(report.devices)
+        write(f"  {report.number:<11}  {report.pid:<7}  {own:<3}  {mask:<{_MASK}}  {report.accuracy:.1%}")
     for report in refused:
-        write(_refusal(report))
+        reason = f"TaskManager {report.number} was refused: {report.refused}"
+        lines = textwrap.wrap(reason, _WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+        write("\n".join(["", *lines]))
     return granted
-
-
-def _row(report: Report) -> str:
-    mask = report.mask if len(report.mask) <= _MASK else f"{report.mask[: _MASK - 3]}..."
-    devices = ",".join(report.devices)
-    return f"  {report.number:<11}  {report.pid:<7}  {devices:<3}  {mask:<{_MASK}}  {report.accuracy:.1%}"
-
-
-def _refusal(report: Report) -> str:
-    text = f"TaskManager {report.number} was refused: {report.refused}"
-    return "\n" + textwrap.fill(text, _WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _handed_on(old: Report, new: Report) -> str:

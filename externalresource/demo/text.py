@@ -1,20 +1,15 @@
 """What the demos show, as text."""
 
 import sys
-import textwrap
 from collections.abc import Collection, Sequence
 
 from externalresource.coordination import Claim
 
-_LIBRARIES = {"cupy": "CuPy", "torch": "PyTorch", "numpy": "NumPy"}
+LIBRARIES = {"cupy": "CuPy", "torch": "PyTorch", "numpy": "NumPy"}
 _INK = 8  # of 16: darker pixels are shown
 # Two pixels, one above the other, by which of them are dark.
 _BLOCKS = {(False, False): " ", (True, False): "▀", (False, True): "▄", (True, True): "█"}
 _ASCII = {(False, False): " ", (True, False): "'", (False, True): ".", (True, True): ":"}
-
-
-def library(module: str) -> str:
-    return _LIBRARIES[module]
 
 
 def pictures(images: Sequence[Sequence[Sequence[float]]], answers: Sequence[int]) -> str:
@@ -45,7 +40,3 @@ def claims(held: Collection[Claim]) -> str:
 
 def count(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def indented(text: str) -> str:
-    return textwrap.indent(text, "    ")

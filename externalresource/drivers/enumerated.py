@@ -30,6 +30,8 @@ from externalresource.errors import (
 _FRESH = 1.0  # seconds for which a process that waits believes what it has seen
 _OWN_SHARE = 0.9  # of the time is for the enumeration itself: what it says then comes before our own verdict
 
+#: A driver's function; that of a DeviceDriver gets only the time when it must have given up.
+Enumerating = Callable[..., Iterable[Device]]
 #: Makes the variables of a process of those that its devices have, joined by commas.
 Completing = Callable[[Mapping[str, str]], Mapping[str, str]]
 
@@ -59,11 +61,7 @@ class DriverFactory:
     """The plugin: makes a driver of the options."""
 
     def __init__(
-        self,
-        device_class: str,
-        enumerate_devices: Callable[..., Iterable[Device]],
-        options: Any,
-        environment: Completing = dict,
+        self, device_class: str, enumerate_devices: Enumerating, options: Any, environment: Completing
     ) -> None:
         self.device_class = device_class
         self.__doc__ = enumerate_devices.__doc__
@@ -89,7 +87,7 @@ class DriverFactory:
         *own, common = option_parser.parse(options, self._kinds, who)
         return DeviceDriver(self.device_class, self._enumerator(own), common, self._environment)
 
-    def _enumerator(self, own: Sequence[Any]) -> Callable[[float], Iterable[Device]]:
+    def _enumerator(self, own: Sequence[Any]) -> Enumerating:
         enumerate_devices = self._enumerate
         if "deadline" in inspect.signature(enumerate_devices).parameters:
             return lambda deadline: enumerate_devices(*own, deadline=deadline)
@@ -98,7 +96,7 @@ class DriverFactory:
 
 def driver(
     device_class: str, options: type | None = None, *, environment: Completing = dict
-) -> Callable[[Callable[..., Iterable[Device]]], DriverFactory]:
+) -> Callable[[Enumerating], DriverFactory]:
     """Make a plugin of a function that returns all devices of a class that this host has.
 
     `options` is a dataclass of the driver's own options; the function is called with an instance of it, else without an
@@ -114,11 +112,7 @@ class DeviceDriver(ExternalResourceDriver):
     """Hands out the devices that a function enumerates."""
 
     def __init__(
-        self,
-        device_class: str,
-        enumerate_devices: Callable[[float], Iterable[Device]],
-        options: Common,
-        environment: Completing = dict,
+        self, device_class: str, enumerate_devices: Enumerating, options: Common, environment: Completing
     ) -> None:
         self._class = device_class
         self._enumerate = enumerate_devices

@@ -23,6 +23,8 @@ _AMOUNT, _FACTORY, _PARAM = "amount", "driver-factory.class", "param."
 _KUBERNETES, _YARN = "kubernetes.config-key", "yarn.config-key"
 _SUFFIXES = (_AMOUNT, _FACTORY, _KUBERNETES, _YARN)
 
+_ALLOWED = f", allowed are {', '.join(_SUFFIXES)} and {_PARAM}*"
+
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")  # what Java reads into a long, whatever its digits
 # What Flink's shell scripts split, or what gives away a list that was misread as one name.
 _UNFIT = re.compile(r"""[\s;,="'\[\]{}]""")
@@ -241,13 +243,10 @@ def _check_key(key: str, where: str, names: Iterable[str], complain: _Complain) 
     owned = [_key(name, "") for name in names if f"{key}.".startswith(_key(name, ""))]
     suffixes = [key[len(prefix) :] for prefix in owned]
     if suffixes and not any(suffix in _SUFFIXES or suffix.startswith(_PARAM) for suffix in suffixes):
-        complain(f"{where}{key}: unknown key{_nearest(min(suffixes, key=len))}")
-
-
-def _nearest(suffix: str) -> str:
-    params = [_PARAM + suffix, _PARAM + suffix.partition(".")[2]]
-    near = did_you_mean(suffix, _SUFFIXES) or did_you_mean(suffix, params)
-    return near or f", allowed are {', '.join(_SUFFIXES)} and {_PARAM}*"
+        suffix = min(suffixes, key=len)
+        params = [_PARAM + suffix, _PARAM + suffix.partition(".")[2]]
+        near = did_you_mean(suffix, _SUFFIXES) or did_you_mean(suffix, params)
+        complain(f"{where}{key}: unknown key{near or _ALLOWED}")
 
 
 def _amount(name: str, settings: _Settings, complain: _Complain) -> int | None:

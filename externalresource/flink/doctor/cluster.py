@@ -20,8 +20,8 @@ from externalresource.coordination import above, pid_here
 from externalresource.errors import ConfigurationError, ExternalResourceError
 from externalresource.flink import task_manager
 from externalresource.flink.configuration import Written
-from externalresource.flink.doctor import host
 from externalresource.flink.doctor.findings import WARNING, Finding, Looked, Note, NotLooked
+from externalresource.flink.doctor.host import ledger_of
 from externalresource.flink.doctor.keys import GPU_FACTORY, Settings, text
 
 _PATIENCE = 5  # seconds for each answer
@@ -85,10 +85,9 @@ def notes(url: str, resources: Sequence[Written]) -> Iterator[Note]:
         return
     yield Looked(at)
     if not found:
+        problem, seen = "no TaskManager is registered", f"{url}/taskmanagers is empty"
         remedy = "start one (bin/taskmanager.sh start); if it does not stay, its log says why"
-        yield Finding(
-            "cluster", "no TaskManager is registered", f"{url}/taskmanagers is empty", remedy, severity=WARNING
-        )
+        yield Finding("cluster", problem, seen, remedy, severity=WARNING)
     for one in found:
         log = cache(partial(_log, url, one))  # looked at once, and only if there is something to explain
         if missing := [name for name in configured if name not in one.advertised]:
@@ -113,8 +112,7 @@ def _undiscovered(
 ) -> Iterator[Note]:
     """Compare with the coordination file and with the log; where one of the two cannot be had, with the other."""
     name, amount = resource
-    ledger = _ledger(configured)
-    held = _held(one, ledger)
+    held, where = _held(one, configured)
     if held is not None and held >= amount:
         return
     log = its_log()
@@ -122,9 +120,6 @@ def _undiscovered(
     is_gpu = is_gpu or f"external-resource.{name}.driver-factory.class, {GPU_FACTORY}" in log
     discovered = _discovered(log) if is_gpu else None
     number = held if discovered is None else discovered
-    where = "no coordination file to compare with"
-    if ledger is not None and held is not None:
-        where = f"{ledger.path} has {held} of that pid"
     if number is None:
         why = "it is not among the processes of this host, or nothing is coordinated, and its log does not say"
         yield NotLooked(f"what {one.name} found of {name!r}", why)
@@ -160,26 +155,18 @@ def _discovered(log: str) -> int | None:
     return len([part for part in found[1].split(",") if part.strip()]) if found else 0
 
 
-def _ledger(resource: Written | None) -> host.Ledger | None:
-    """Return where it is coordinated, if that is known; if not, the check of the coordination file says so."""
-    with suppress(ExternalResourceError):
-        ledger = host.ledger(resource) if resource else None
-        return ledger if ledger and os.path.isabs(ledger.path) else None
-    return None
-
-
-def _held(one: _TaskManager, ledger: host.Ledger | None) -> int | None:
-    """Return how many devices a TaskManager has, by the coordination file; None if that cannot tell."""
-    if ledger is None or one.pid is None:
-        return None
-    try:
-        pairs = [(claim, holder) for claim in ledger.held() for holder in claim.holders]
-        its = [each for each in pairs if one.pid in (each[1].process.pid, pid_here(each[1].process))]
-        # One that `externalresource run` became holds what it asked for as shares of its own.
-        shares = [each for each in its if (outer := above(*each)) and outer.process == each[1].process]
-        return len({claim.token for claim, _ in shares or its})
-    except ExternalResourceError:  # of which the coordination file's own check tells
-        return None
+def _held(one: _TaskManager, configured: Written | None) -> tuple[int | None, str]:
+    """Return how many devices a TaskManager has by the coordination file, and in words; None if that cannot tell."""
+    with suppress(ExternalResourceError):  # of which the coordination file's own check tells
+        ledger = ledger_of(configured) if configured and one.pid else None
+        if ledger and os.path.isabs(ledger.path):
+            pairs = [(claim, holder) for claim in ledger.held() for holder in claim.holders]
+            its = [each for each in pairs if one.pid in (each[1].process.pid, pid_here(each[1].process))]
+            # One that `externalresource run` became holds what it asked for as shares of its own.
+            shares = [each for each in its if (outer := above(*each)) and outer.process == each[1].process]
+            number = len({claim.token for claim, _ in shares or its})
+            return number, f"{ledger.path} has {number} of that pid"
+    return None, "no coordination file to compare with"
 
 
 def _read(entry: Mapping[str, Any]) -> _TaskManager:

@@ -28,6 +28,7 @@ _NO_DEVICE = ("", "none", "void")
 _SHOWN = 4  # devices or claims that evidence names
 
 _T = TypeVar("_T")
+_Infos = Collection[ExternalResourceInfo]
 
 
 class Ledger(NamedTuple):
@@ -51,7 +52,7 @@ def driver(resource: Written | None) -> ExternalResourceDriver:
     return create_driver(text(resource.driver_factory), options)
 
 
-def ledger(resource: Written | None) -> Ledger | None:
+def ledger_of(resource: Written | None) -> Ledger | None:
     """Return where the devices of a resource are coordinated; None if they are not, or nobody knows.
 
     Raises ExternalResourceError if its options do not tell.
@@ -107,7 +108,7 @@ def devices(resource: Written | None, environment: Mapping[str, str], order: str
 def coordination(resource: Written | None) -> Iterator[Note]:
     """Look whether the coordination file can be used, and whether its owners are what they were."""
     try:
-        found = ledger(resource)
+        found = ledger_of(resource)
     except ExternalResourceError:  # devices() says so
         return
     if found is None:
@@ -154,9 +155,7 @@ def _not_found(name: str, message: str, environment: Mapping[str, str]) -> Findi
     return Finding("devices", f"the devices of {name!r} cannot be found", message, remedy)
 
 
-def _too_few(
-    name: str, resource: Written | None, infos: Collection[ExternalResourceInfo], environment: Mapping[str, str]
-) -> Iterator[Finding]:
+def _too_few(name: str, resource: Written | None, infos: _Infos, environment: Mapping[str, str]) -> Iterator[Finding]:
     wanted = max(1, (keys.amount(resource) if resource else None) or 1)
     known = [properties(info) for info in infos]
     reasons = {each.get("place") or each.get("index"): each.get("unusable") for each in known}
@@ -184,10 +183,7 @@ def _too_few(
 
 
 def _masks_and_order(
-    resource: Written | None,
-    infos: Collection[ExternalResourceInfo],
-    environment: Mapping[str, str],
-    order: str | None,
+    resource: Written | None, infos: _Infos, environment: Mapping[str, str], order: str | None
 ) -> Iterator[Finding]:
     known = map(properties, infos)
     kinds = {each["name"] for each in known if "name" in each and "mig.profile" not in each}
