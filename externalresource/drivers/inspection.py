@@ -58,51 +58,6 @@ def installed(timeout: float) -> list[Plugin]:
     return [_judged(plugin, found) if names[plugin.name] > 1 or plugin.name in OURS else plugin for plugin in found]
 
 
-def record(plugin: Plugin) -> dict[str, object]:
-    found = asdict(plugin)
-    for option in found["options"] or ():
-        option["type"] = option.pop("kind")
-    return found
-
-
-def line(plugin: Plugin) -> dict[str, object]:
-    """Return a plugin for people, without what needs more room than a line has: see `remarks`."""
-    return {
-        "name": plugin.name,
-        "distribution": plugin.distribution,
-        "version": plugin.version,
-        "API": plugin.api_version,
-        "loads": "yes" if plugin.loads else "no",
-        "entry point": plugin.entry_point,
-    }
-
-
-def remarks(found: Sequence[Plugin]) -> list[str]:
-    """Return what is to be said of the plugins beyond a table."""
-    return [
-        f"{plugin.name} ({plugin.distribution} {plugin.version}) {remark}"
-        for plugin in found
-        for remark in (plugin.problem, plugin.said and f"says on import: {plugin.said}")
-        if remark
-    ]
-
-
-def option_lines(found: Sequence[Plugin]) -> list[dict[str, object]]:
-    """Return the options of all for people: once, where one plugin has several names."""
-    one_name = {(plugin.distribution, plugin.entry_point): plugin for plugin in reversed(found)}
-    return [
-        {
-            "plugin": plugin.name,
-            "option": option.name,
-            "type": option.kind,
-            "default": "(must be given)" if option.required else option.default or None,
-        }
-        for plugin in found
-        if plugin in one_name.values()
-        for option in plugin.options or ()
-    ]
-
-
 def _judged(plugin: Plugin, found: Sequence[Plugin]) -> Plugin:
     """Return the plugin with what keeps it from being had by its name."""
     ours = OURS.get(plugin.name)

@@ -13,15 +13,12 @@ import pytest
 
 from externalresource.drivers import (
     ExternalResourceDriver,
-    ExternalResourceInfo,
     NotOfferedError,
     create_driver,
     properties,
 )
 from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, PluginError
 from externalresource.testing.process import Process, Properties
-
-__all__ = ["Bench", "DriverConformance"]
 
 T = TypeVar("T")
 
@@ -237,7 +234,8 @@ class DriverConformance:
         _hold(value is None, f"get_property('no-such-property') is {value!r}, not None")
 
     def test_infos_of_one_device_are_equal_and_hash_alike(self, bench: Bench) -> None:
-        one, same = self._twice(bench)
+        options = {**self.machine(bench.folder, 1), "enable-coordination-mode": "false"}
+        one, same = (info for _ in range(2) for info in bench.driver(options).retrieve_resource_info(1))
         _hold(isinstance(one, Hashable), "an info cannot be hashed: no set can hold it")
         _hold(one == same, f"two infos of one device are not equal: {one!r} and {same!r}")
         _hold(hash(one) == hash(same), f"two equal infos have different hashes: {one!r}")
@@ -274,11 +272,6 @@ class DriverConformance:
         printed = process.output()
         _hold(not printed, f"the driver printed on stdout, where only answers belong: {printed[:200]!r}")
 
-    def _twice(self, bench: Bench) -> list[ExternalResourceInfo]:
-        """Return two infos of one device."""
-        options = {**self.machine(bench.folder, 1), "enable-coordination-mode": "false"}
-        return [info for _ in range(2) for info in bench.driver(options).retrieve_resource_info(1)]
-
 
 def _hold(rule: bool, otherwise: str) -> None:  # noqa: FBT001 - the rule itself
     if not rule:
@@ -289,14 +282,11 @@ def _refused(kind: type[ExternalResourceError], what: str, act: Callable[[], obj
     """Hold that it raises an error of that kind, in one line."""
     raised: Exception | None = None
     try:
-        answer = act()
+        found = f"and the answer is {act()!r}"
     except Exception as error:  # noqa: BLE001 - that it is of another kind is the finding
-        raised = error
-    if raised is None:
-        pytest.fail(f"{what} is to be refused by {kind.__name__}, and the answer is {answer!r}", pytrace=False)
+        found, raised = f"not by {type(error).__name__}: {error}", error
     if not isinstance(raised, kind):
-        wrong = type(raised).__name__
-        pytest.fail(f"{what} is to be refused by {kind.__name__}, not by {wrong}: {raised}", pytrace=False)
+        pytest.fail(f"{what} is to be refused by {kind.__name__}, {found}", pytrace=False)
     _hold(len(str(raised).splitlines()) == 1, f"{what}: the error is not one line: {str(raised)!r}")
 
 
