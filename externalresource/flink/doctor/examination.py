@@ -58,16 +58,15 @@ def _notes(
         yield from installation.script(resource, flink, environment)
     yield from installation.properties(environment)
     yield from installation.plugins(resources, flink, environment)
-    looked: Sequence[Written | None] = resources or [None]
-    for each in looked:
-        yield from _host(each, settings, environment)
+    for resource in resources or [host.GPUS]:
+        yield from _host(resource, settings, environment)
     yield from cluster.notes(url or cluster.address(settings), resources)
 
 
 def _without_configuration(url: str | None, environment: Mapping[str, str]) -> Iterator[Note]:
     yield from installation.properties(environment)
-    yield from host.devices(None, environment, None)
-    yield from host.coordination(None)
+    yield from host.devices(host.GPUS, environment, None)
+    yield from host.coordination(host.GPUS)
     if url is not None:
         yield from cluster.notes(url, [])
     else:
@@ -89,8 +88,8 @@ def _complaints(file: str, overrides: Sequence[str], settings: Settings) -> Iter
         )
 
 
-def _host(resource: Written | None, settings: Settings, environment: Mapping[str, str]) -> Iterator[Note]:
-    told = resource is not None and keys.are_mangled(resource)  # which are options that are refused
+def _host(resource: Written, settings: Settings, environment: Mapping[str, str]) -> Iterator[Note]:
+    told = keys.are_mangled(resource)  # which are options that are refused
     for note in host.devices(resource, environment, keys.text(settings.get(_ORDER)) or None):
         if not (told and isinstance(note, Finding) and note.check == "options"):
             yield note

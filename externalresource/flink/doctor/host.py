@@ -15,6 +15,7 @@ from externalresource.drivers import (
     properties,
 )
 from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, PluginError, cause
+from externalresource.flink.config_files import Setting
 from externalresource.flink.configuration import Written
 from externalresource.flink.doctor import keys
 from externalresource.flink.doctor.findings import WARNING, Finding, Looked, Note, NotLooked
@@ -31,6 +32,11 @@ _T = TypeVar("_T")
 _Infos = Collection[ExternalResourceInfo]
 
 
+_COORDINATED = {"enable-coordination-mode": Setting("true")}
+#: What is looked at where no resource is configured.
+GPUS = Written(_GPU, Setting(_GPU), None, Setting(_GPU), _COORDINATED, forwarded=False)
+
+
 class Ledger(NamedTuple):
     """A coordination file, and how to ask it."""
 
@@ -38,9 +44,9 @@ class Ledger(NamedTuple):
     held: Callable[[], Collection[Claim]]
 
 
-def driver(resource: Written | None) -> ExternalResourceDriver:
-    """Return what finds the devices of a resource, or of this host's GPUs if no resource is configured."""
-    if resource is None or is_flinks(resource):  # of which only that is known that they are GPUs
+def driver(resource: Written) -> ExternalResourceDriver:
+    """Return what finds the devices of a resource."""
+    if is_flinks(resource):  # of which only that is known that they are GPUs
         return create_driver(_GPU, {})
     if not text(resource.driver_factory):
         raise PluginError("it has no driver")
@@ -52,18 +58,15 @@ def driver(resource: Written | None) -> ExternalResourceDriver:
     return create_driver(text(resource.driver_factory), options)
 
 
-def ledger_of(resource: Written | None) -> Ledger | None:
+def ledger_of(resource: Written) -> Ledger | None:
     """Return where the devices of a resource are coordinated; None if they are not, or nobody knows.
 
     Raises ExternalResourceError if its options do not tell.
     """
-    if resource is None:
-        found = create_driver(_GPU, {"enable-coordination-mode": "true"})
-    elif is_ours(resource):
-        found = driver(resource)
-    else:
+    if not is_ours(resource):
         path = keys.coordination_file(resource, _FLINKS_FILE)
         return Ledger(path, Coordination(path, _GPU).held) if path else None
+    found = driver(resource)
     return Ledger(found.coordination_file, partial(_asked, found.held)) if found.coordination_file else None
 
 
@@ -77,9 +80,9 @@ def _asked(ask: Callable[[], Iterable[_T]]) -> list[_T]:
         raise PluginError(f"its driver failed: {cause(error)}") from error
 
 
-def devices(resource: Written | None, environment: Mapping[str, str], order: str | None) -> Iterator[Note]:
+def devices(resource: Written, environment: Mapping[str, str], order: str | None) -> Iterator[Note]:
     """Look whether the devices are here that each TaskManager is to have; `order` is the CUDA_DEVICE_ORDER of those."""
-    name = resource.name if resource else _GPU
+    name = resource.name
     try:
         found = driver(resource)
         infos = _asked(found.devices)
@@ -87,7 +90,7 @@ def devices(resource: Written | None, environment: Mapping[str, str], order: str
         yield NotLooked(f"devices of {name!r}", "its driver does not show them")
         return
     except ConfigurationError as error:
-        where = keys.args_evidence(resource) if resource and ARGS in resource.params else f"{name!r}"
+        where = keys.args_evidence(resource) if ARGS in resource.params else f"{name!r}"
         problem = f"the discovery script of {name!r} refuses its options"
         yield Finding("options", problem, f"{where}: {error}", f"see {OUR_SCRIPT} --help")
         return
@@ -100,20 +103,19 @@ def devices(resource: Written | None, environment: Mapping[str, str], order: str
         return
     yield Looked(f"devices of {name!r}")
     yield from _too_few(name, resource, infos, environment)
-    if resource is None or text(resource.driver_factory) in (GPU_FACTORY, _GPU):
+    if text(resource.driver_factory) in (GPU_FACTORY, _GPU):
         yield Looked("masks and device order")
         yield from _masks_and_order(resource, infos, environment, environment.get(_ORDER, order))
 
 
-def coordination(resource: Written | None) -> Iterator[Note]:
+def coordination(resource: Written) -> Iterator[Note]:
     """Look whether the coordination file can be used, and whether its owners are what they were."""
     try:
         found = ledger_of(resource)
     except ExternalResourceError:  # devices() says so
         return
     if found is None:
-        name = resource.name if resource else _GPU
-        yield NotLooked(f"coordination file of {name!r}", "its script is not told to use one")
+        yield NotLooked(f"coordination file of {resource.name!r}", "its script is not told to use one")
         return
     if not os.path.isabs(found.path):
         why = f"{found.path} is relative: it is another file in each folder in which a TaskManager is started"
@@ -155,8 +157,8 @@ def _not_found(name: str, message: str, environment: Mapping[str, str]) -> Findi
     return Finding("devices", f"the devices of {name!r} cannot be found", message, remedy)
 
 
-def _too_few(name: str, resource: Written | None, infos: _Infos, environment: Mapping[str, str]) -> Iterator[Finding]:
-    wanted = max(1, (keys.amount(resource) if resource else None) or 1)
+def _too_few(name: str, resource: Written, infos: _Infos, environment: Mapping[str, str]) -> Iterator[Finding]:
+    wanted = max(1, keys.amount(resource) or 1)
     known = [properties(info) for info in infos]
     reasons = {each.get("place") or each.get("index"): each.get("unusable") for each in known}
     usable = sum(reason is None for reason in reasons.values())
@@ -171,7 +173,7 @@ def _too_few(name: str, resource: Written | None, infos: _Infos, environment: Ma
             out.setdefault(reason, []).append(device or "?")
     masked = any(_MASK in reason for reason in out)
     seen = [f"{', '.join(several)}: {reason}" for reason, several in out.items()][:_SHOWN]
-    asked = f"{keys.key(resource, 'amount')}: {wanted}; " if resource else ""
+    asked = f"{keys.key(resource, 'amount')}: {wanted}; " if resource.amount else ""
     yield Finding(
         "container-mask" if masked else "devices",
         f"{wanted} of {name!r} wanted for each TaskManager, {usable} of {len(infos)} on this host can be used",
@@ -183,7 +185,7 @@ def _too_few(name: str, resource: Written | None, infos: _Infos, environment: Ma
 
 
 def _masks_and_order(
-    resource: Written | None, infos: _Infos, environment: Mapping[str, str], order: str | None
+    resource: Written, infos: _Infos, environment: Mapping[str, str], order: str | None
 ) -> Iterator[Finding]:
     known = map(properties, infos)
     kinds = {each["name"] for each in known if "name" in each and "mig.profile" not in each}
@@ -197,7 +199,7 @@ def _masks_and_order(
             severity=WARNING,
         )
     mask = environment.get(_MASK)
-    if mask is not None and resource is not None and is_flinks(resource):
+    if mask is not None and is_flinks(resource):
         yield Finding(
             "container-mask",
             f"Flink's script hands out devices that {_MASK} hides: it does not look at it",
