@@ -1,7 +1,7 @@
 """The driver `amd`: GPUs and their compute partitions, by ROCm's own tools."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from externalresource.api import Device, driver
@@ -11,6 +11,7 @@ from externalresource_amd.gpus import GPU
 from externalresource_amd.masks import Name
 
 _AMD_SMI, _ROCM_SMI = "amd-smi", "rocm-smi"
+_UNSEEN = Name(None, None)
 _TELL_ALL = ("--showuniqueid", "--showproductname", "--showbus", "--showmeminfo", "vram", "--showtoponuma", "--json")
 
 
@@ -31,36 +32,24 @@ def amd(options: Options, deadline: float) -> Iterable[Device]:
     """AMD's GPUs, and the compute partitions of those that are partitioned."""
     found = _asked(options.command, deadline)
     names = _names(found)
-    hidden = {} if options.ignore_mask else _hidden(names)
+    hidden = {} if options.ignore_mask else masks.hiding([name for name in names if name != _UNSEEN], os.environ)
     return [_device(gpu, name, hidden.get(name), found) for gpu, name in zip(found, names, strict=True)]
 
 
 def _asked(command: str | None, deadline: float) -> list[GPU]:
     failed: list[smi.UnavailableError] = []
     for program in [command] if command else [_AMD_SMI, _ROCM_SMI]:
-        ask = _rocm_smi if os.path.basename(program).startswith(_ROCM_SMI) else _amd_smi
         try:
-            return _read(program, ask, deadline)
+            if os.path.basename(program).startswith(_ROCM_SMI):
+                return gpus.of_rocm_smi(*smi.ask(program, [_TELL_ALL], deadline))
+            return gpus.of_amd_smi(*smi.ask(program, [("list", "--json"), ("static", "--json")], deadline))
+        except ValueError as error:
+            failed.append(smi.UnavailableError(f"{program} printed JSON that is not what was asked for: {error}"))
         except smi.UnavailableError as error:
             failed.append(error)
     there = [error for error in failed if not isinstance(error, smi.MissingError)]
     said = "; ".join(map(str, there or failed))
     raise DiscoveryError(said if there or command else f"{said} (option 'command' takes a path)")
-
-
-def _read(program: str, ask: Callable[[str, float], list[GPU]], deadline: float) -> list[GPU]:
-    try:
-        return ask(program, deadline)
-    except ValueError as error:
-        raise smi.UnavailableError(f"{program} printed JSON that is not what was asked for: {error}") from None
-
-
-def _amd_smi(program: str, deadline: float) -> list[GPU]:
-    return gpus.of_amd_smi(*smi.ask(program, [("list", "--json"), ("static", "--json")], deadline))
-
-
-def _rocm_smi(program: str, deadline: float) -> list[GPU]:
-    return gpus.of_rocm_smi(*smi.ask(program, [_TELL_ALL], deadline))
 
 
 def _names(found: Sequence[GPU]) -> list[Name]:
@@ -75,13 +64,6 @@ def _names(found: Sequence[GPU]) -> list[Name]:
         return seen and gpu.partition is None and gpu.uuid not in shared
 
     return [Name(positions.get(gpu.index), gpu.uuid if has_uuid(gpu) else None) for gpu in found]
-
-
-def _hidden(names: Sequence[Name]) -> dict[Name, str]:
-    try:
-        return masks.hiding([name for name in names if name != Name(None, None)], os.environ)
-    except ValueError as error:
-        raise DiscoveryError(f"{error}") from None
 
 
 def _device(gpu: GPU, name: Name, mask: str | None, found: Sequence[GPU]) -> Device:

@@ -14,6 +14,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from externalresource.errors import DiscoveryError
+
 ROCR, HIP, CUDA = "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"
 #: All that would hide a GPU from AMD's tools and libraries.
 VARIABLES = (ROCR, HIP, CUDA, "GPU_DEVICE_ORDINAL")
@@ -37,7 +39,7 @@ def of_process(joined: Mapping[str, str]) -> dict[str, str]:
 def hiding(names: Sequence[Name], environment: Mapping[str, str]) -> dict[Name, str]:
     """Return the devices that the masks of a process hide from it, each with the mask that does.
 
-    ValueError if a mask has numbers and those of the devices are not known.
+    DiscoveryError if a mask has numbers and those of the devices are not known.
     """
     visible = _rocr(names, environment.get(ROCR))
     variable = HIP if environment.get(HIP) else CUDA
@@ -96,5 +98,5 @@ def _are_counted(names: Sequence[Name]) -> bool:
     return len(names) <= 1 or all(name.position is not None for name in names)
 
 
-def _uncounted(mask: str) -> ValueError:
-    return ValueError(f"{mask} counts devices in an order that is not known here: use UUIDs, or ignore-mask: true")
+def _uncounted(mask: str) -> DiscoveryError:
+    return DiscoveryError(f"{mask} counts devices in an order that is not known here: use UUIDs, or ignore-mask: true")

@@ -55,10 +55,8 @@ class Disk:
         if self.size == 0:
             found.append("it has no size")
         if not any(controller.state == "live" for controller in self.controllers):
-            states = [
-                f"{controller.name} is {controller.state or 'in no known state'}" for controller in self.controllers
-            ]
-            found.append(f"no controller of it is live ({', '.join(states) or 'it has none'})")
+            states = ", ".join(f"{each.name} is {each.state or 'in no known state'}" for each in self.controllers)
+            found.append(f"no controller of it is live ({states or 'it has none'})")
         far = sorted({controller.transport or "an unknown transport" for controller in self.controllers} - {*_LOCAL})
         if far and not fabrics:
             found.append(f"it is reached by {', '.join(far)}: other hosts may use it; see the option fabrics")
@@ -76,14 +74,10 @@ def read(sysfs: str, name: str) -> Disk:
     folder = os.path.join(sysfs, "block", name)
     parent = os.path.realpath(os.path.join(folder, "device"))
     owner = os.path.basename(parent)
-    owners = [owner] if _CONTROLLER.fullmatch(owner) else _controllers(parent)
+    owners = [owner] if _CONTROLLER.fullmatch(owner) else filter(_CONTROLLER.fullmatch, sorted(os.listdir(parent)))
     controllers = [_controller(sysfs, controller) for controller in owners]
     size = int(_text(folder, "size")) * _SECTOR
     return Disk(name, _wwid(folder), size, _properties(folder, parent, controllers, size), _parts(folder), controllers)
-
-
-def _controllers(subsystem: str) -> list[str]:
-    return sorted(name for name in os.listdir(subsystem) if _CONTROLLER.fullmatch(name))
 
 
 def _controller(sysfs: str, name: str) -> Controller:

@@ -2,13 +2,12 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from externalresource.api import Device, driver
 from externalresource.errors import DiscoveryError
 from externalresource_nvme import disks, node, uses
-from externalresource_nvme.disks import Disk
 from externalresource_nvme.uses import Uses
 
 VARIABLE = "NVME_DEVICES"
@@ -27,7 +26,7 @@ class Options:
 
 
 @driver("nvme", Options)
-def nvme(options: Options) -> list[Device]:
+def nvme(options: Options) -> Iterator[Device]:
     """NVMe disks (namespaces) that nothing on this host uses."""
     try:
         names = disks.names(options.sysfs)
@@ -52,10 +51,10 @@ def _device(options: Options, name: str, known: Uses | str) -> Device:
     except (OSError, ValueError) as error:
         return Device(name, properties={"path": path}, unusable=f"it cannot be read: {_said(error)}")
     faults = disk.faults(fabrics=options.fabrics)
-    used = _used(disk, known) if isinstance(known, Uses) else ""
+    used = ""
     if isinstance(known, str):
         faults.append(known)
-    elif used:
+    elif used := ", ".join(use for part in disk.parts for use in known.of(part)):
         faults.append(f"in use: {used}")
     if not faults and (refusal := node.refusal(path, disk.parts[0].number)):
         faults.append(refusal)
@@ -63,19 +62,15 @@ def _device(options: Options, name: str, known: Uses | str) -> Device:
     return Device(name, disk.wwid, {**disk.properties, **more}, {VARIABLE: path}, "; ".join(faults) or None)
 
 
-def _used(disk: Disk, known: Uses) -> str:
-    return ", ".join(use for part in disk.parts for use in known.of(part))
-
-
-def _told_apart(found: Sequence[Device]) -> list[Device]:
+def _told_apart(found: Sequence[Device]) -> Iterator[Device]:
     """Take two disks of one identity for none: two paths to one, of which only one is seen to be used, or a lie."""
-    count = Counter(device.uuid for device in found if device.uuid)
-    return [_doubted(device) if device.uuid and count[device.uuid] > 1 else device for device in found]
-
-
-def _doubted(device: Device) -> Device:
-    doubt = f"another disk has the same identity ({device.uuid}): it may be the same one, by another path"
-    return replace(device, uuid=None, unusable="; ".join(filter(None, (device.unusable, doubt))))
+    count = Counter(device.uuid for device in found)
+    for device in found:
+        if device.uuid and count[device.uuid] > 1:
+            doubt = f"another disk has the same identity ({device.uuid}): it may be the same one, by another path"
+            yield replace(device, uuid=None, unusable="; ".join(filter(None, (device.unusable, doubt))))
+        else:
+            yield device
 
 
 def _said(error: Exception) -> str:

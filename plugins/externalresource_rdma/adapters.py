@@ -1,6 +1,7 @@
 """The adapters in /sys/class/infiniband, as the kernel's Documentation/ABI/stable/sysfs-class-infiniband has them."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from externalresource_rdma import sysfs
@@ -29,21 +30,16 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An RDMA device. What the kernel does not tell is None."""
+    """An RDMA device."""
 
     name: str
     #: Its folder, a link to that in /sys/devices.
     folder: str
-    ports: tuple[Port, ...] = ()
+    ports: tuple[Port, ...]
     #: `506b:4b03:00c0:ffee`; None for a virtual function that was given none.
-    guid: str | None = None
-    #: The same for all functions of one card.
-    system_guid: str | None = None
-    #: `MT4129`
-    model: str | None = None
-    firmware: str | None = None
-    #: `uverbs0`: the file in /dev/infiniband that a container needs.
-    uverbs: str | None = None
+    guid: str | None
+    #: What else the kernel tells of the card, by the name of the property.
+    card: Mapping[str, str | None]
 
 
 def listed(root: str) -> list[Adapter]:
@@ -53,17 +49,15 @@ def listed(root: str) -> list[Adapter]:
 
 
 def _adapter(name: str, folder: str) -> Adapter:
-    verbs = sysfs.names(folder, "device/infiniband_verbs")
-    return Adapter(
-        name,
-        folder,
-        ports=tuple(_port(number, os.path.join(folder, "ports", number)) for number in sysfs.names(folder, "ports")),
-        guid=_guid(folder, "node_guid"),
-        system_guid=_guid(folder, "sys_image_guid"),
-        model=sysfs.value(folder, "hca_type"),
-        firmware=sysfs.value(folder, "fw_ver"),
-        uverbs=verbs[0] if len(verbs) == 1 else None,
-    )
+    ports = [_port(number, os.path.join(folder, "ports", number)) for number in sysfs.names(folder, "ports")]
+    guid, verbs = _guid(folder, "node_guid"), sysfs.names(folder, "device/infiniband_verbs")
+    card = {
+        "node_guid": guid,
+        "sys_image_guid": _guid(folder, "sys_image_guid"),  # the same for all functions of one card
+        "fw_ver": sysfs.value(folder, "fw_ver"),
+        "uverbs": f"/dev/infiniband/{verbs[0]}" if len(verbs) == 1 else None,  # the file that a container needs
+    }
+    return Adapter(name, folder, tuple(ports), guid, card)
 
 
 def _port(number: str, folder: str) -> Port:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from externalresource.api import Device, driver
 from externalresource.errors import DiscoveryError
-from externalresource_rdma import adapters, pci
+from externalresource_rdma import adapters, pci, sysfs
 from externalresource_rdma.adapters import Adapter, Port
 
 _UCX, _NCCL = "UCX_NET_DEVICES", "NCCL_IB_HCA"
@@ -60,45 +60,32 @@ def rdma(options: Options) -> Iterable[Device]:
         yield Device(
             adapter.name,
             adapter.guid if guids[adapter.guid] == 1 else None,
-            properties=_properties(adapter, ports) | _place(function) | _nearest(near),
+            properties=_properties(adapter, ports, function, near),
             environment={_UCX: ",".join(f"{adapter.name}:{port.number}" for port in ports)} if ports else {},
             unusable=None if ports else _missing(adapter, options),
         )
 
 
-def _properties(adapter: Adapter, ports: Sequence[Port]) -> dict[str, str]:
+def _properties(
+    adapter: Adapter, ports: Sequence[Port], function: pci.Function | None, near: pci.Near | None
+) -> dict[str, str]:
     wanted = ports or adapter.ports
-    return _known(
-        {
-            "name": adapter.model,
-            "ports": "; ".join(map(str, adapter.ports)),
-            "state": _each(port.state for port in wanted),
-            "link_layer": _each(port.link_layer for port in wanted),
-            "rate": _each(port.rate for port in wanted),
-            "node_guid": adapter.guid,
-            "sys_image_guid": adapter.system_guid,
-            "fw_ver": adapter.firmware,
-            "uverbs": f"/dev/infiniband/{adapter.uverbs}" if adapter.uverbs else None,
-        }
-    )
-
-
-def _place(function: pci.Function | None) -> dict[str, str]:
-    if function is None:
-        return {}
-    node = None if function.numa_node is None else str(function.numa_node)
-    return _known({"pci.bus_id": function.bus_id, "numa_node": node})
-
-
-def _nearest(near: tuple[str, Sequence[pci.Function]] | None) -> dict[str, str]:
-    if near is None:
-        return {}
-    distance, gpus = near
-    return {"gpu.distance": distance, "gpu.nearest": ",".join(gpu.bus_id for gpu in gpus)}
+    known = {
+        "name": sysfs.value(adapter.folder, "hca_type"),  # `MT4129`
+        "ports": "; ".join(map(str, adapter.ports)),
+        "state": _each(port.state for port in wanted),
+        "link_layer": _each(port.link_layer for port in wanted),
+        "rate": _each(port.rate for port in wanted),
+        **adapter.card,
+        "pci.bus_id": function and function.bus_id,
+        "numa_node": function and function.numa_node,
+        "gpu.distance": near and near[0],
+        "gpu.nearest": near and ",".join(gpu.bus_id for gpu in near[1]),
+    }
+    return {name: str(value) for name, value in known.items() if value not in (None, "")}
 
 
 def _missing(adapter: Adapter, options: Options) -> str:
-    """Say why none of its ports will do."""
     wanted = "port" if options.link_layer == "any" else f"{options.link_layer} port"
     state = "" if options.state == "any" else f" is {options.state}"
     if not adapter.ports:
@@ -109,7 +96,3 @@ def _missing(adapter: Adapter, options: Options) -> str:
 
 def _each(values: Iterable[str | None]) -> str:
     return "; ".join(dict.fromkeys(value for value in values if value))
-
-
-def _known(properties: Mapping[str, str | None]) -> dict[str, str]:
-    return {name: value for name, value in properties.items() if value}

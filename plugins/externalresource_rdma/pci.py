@@ -26,6 +26,10 @@ class Function:
     numa_node: int | None = None
 
 
+#: The shortest distance, and all that are so near.
+Near = tuple[str, list[Function]]
+
+
 def function(folder: str) -> Function | None:
     """Return the PCI function with this folder in sysfs, or a link to it; None for an adapter of software."""
     parts = os.path.realpath(folder).split(os.sep)
@@ -48,8 +52,8 @@ def one_numa_node(root: str) -> bool:
     return len([name for name in sysfs.names(root, "devices/system/node") if re.fullmatch("node[0-9]+", name)]) <= 1
 
 
-def nearest(adapter: Function, others: Sequence[Function], *, one_node: bool) -> tuple[str, list[Function]] | None:
-    """Return the shortest distance to one of the others, and all that are so near; None if there are none."""
+def nearest(adapter: Function, others: Sequence[Function], *, one_node: bool) -> Near | None:
+    """Return which of the others are the nearest; None if there are none."""
     distances = [distance(adapter, other, one_node=one_node) for other in others]
     shortest = min(distances, key=DISTANCES.index, default=None)
     if shortest is None:
