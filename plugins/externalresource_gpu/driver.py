@@ -14,7 +14,7 @@ from types import MappingProxyType
 from externalresource.api import ExternalResourceDriver, ExternalResourceInfo, find_script, hookimpl
 from externalresource.errors import ConfigurationError, ExternalResourceError, did_you_mean
 from externalresource_gpu import infos
-from externalresource_gpu.question import Host, Question
+from externalresource_gpu.question import Question
 from externalresource_gpu.script import said
 from externalresource_gpu.script.options import OPTIONS, PREFIX, Options, seconds
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from externalresource.api import Grants, Option
     from externalresource.coordination import Claim, Coordination, Holder, Process
     from externalresource_gpu.device import Device
+    from externalresource_gpu.host import Host
 
 _DEFAULT_TIMEOUT = "10"  # seconds, as in Flink
 _PATH, _ARGS, _TIMEOUT = (f"discovery-script.{name}" for name in ("path", "args", "timeout"))
@@ -102,7 +103,7 @@ class GPUDriver(ExternalResourceDriver):
     def _asking(self, amount: int) -> Options:
         return Options([str(amount), *self._words], self._variables, driver=True)
 
-    def _host(self, options: Options) -> Host:
+    def _host(self, options: Options) -> "Host":
         question = Question(options)
         question.start()
         return question.host(time.monotonic() + options.timeout)

@@ -1,13 +1,10 @@
 """Which of the devices may be handed out to whom asks, and why the others may not. Pure."""
 
+from collections.abc import Iterator, Mapping, Sequence
+
 from externalresource.api import record, replace
 from externalresource.errors import NotEnoughDevicesError, too_few
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from externalresource_gpu.device import Device
+from externalresource_gpu.device import Device
 
 INSTANCES, GPUS = "instances", "gpus"
 _SHOWN = 24  # characters of a mask
@@ -28,14 +25,14 @@ class Wanted:
     mask: str | None = None
 
 
-def listed(gpus: "Sequence[Device]", shown: "Sequence[Device]", wanted: Wanted) -> "list[Device]":
+def listed(gpus: Sequence[Device], shown: Sequence[Device], wanted: Wanted) -> list[Device]:
     """Return all GPUs, each followed by its MIG instances; what must not be handed out says why.
 
     `shown` is what the mask shows.
     """
     places = {device.place for device in shown}
 
-    def judged(gpu: "Device", device: "Device") -> "Device":
+    def judged(gpu: Device, device: Device) -> Device:
         reason = device.unusable or gpu.unusable or _not_wanted(device, wanted)
         if reason is None and device.place not in places:
             reason = f"hidden by CUDA_VISIBLE_DEVICES={_short(wanted.mask or '')}"
@@ -44,7 +41,7 @@ def listed(gpus: "Sequence[Device]", shown: "Sequence[Device]", wanted: Wanted) 
     return [judged(gpu, device) for gpu in gpus for device in (gpu, *gpu.instances)]
 
 
-def usable(devices: "Sequence[Device]", shown: "Sequence[Device]", amount: int) -> "list[Device]":
+def usable(devices: Sequence[Device], shown: Sequence[Device], amount: int) -> list[Device]:
     """Return those of the listed devices that may be handed out, in the order of the mask.
 
     NotEnoughDevicesError if this host could never give `amount`.
@@ -59,7 +56,7 @@ def usable(devices: "Sequence[Device]", shown: "Sequence[Device]", amount: int) 
     return [found[device.place] for device in shown if device.place in found]
 
 
-def why_not_now(device: "Device", now: "Mapping[str, Device]") -> str | None:
+def why_not_now(device: Device, now: Mapping[str, Device]) -> str | None:
     """Return why a device must not be handed out any more, by what is listed now, by place; None if it may."""
     found = now.get(device.place)
     if found is None or found.uuid not in (None, device.uuid):  # a lost GPU does not even tell its UUID
@@ -67,17 +64,17 @@ def why_not_now(device: "Device", now: "Mapping[str, Device]") -> str | None:
     return found.unusable
 
 
-def reasons_now(devices: "Sequence[Device]", now: "Mapping[str, Device]") -> str:
+def reasons_now(devices: Sequence[Device], now: Mapping[str, Device]) -> str:
     """Return why some of the devices must not be handed out any more."""
     return "; ".join(_reasons([replace(device, unusable=why_not_now(device, now)) for device in devices]))
 
 
-def _not_wanted(device: "Device", wanted: Wanted) -> str | None:
+def _not_wanted(device: Device, wanted: Wanted) -> str | None:
     by_mig = _not_by_mig(device, wanted.mig)
     return by_mig or _not_by_memory(device, wanted.min_memory) or _not_by_name(device, wanted.name)
 
 
-def _not_by_mig(device: "Device", mig: str) -> str | None:
+def _not_by_mig(device: Device, mig: str) -> str | None:
     if device.mig_index is not None:
         if mig == GPUS:
             return "only whole GPUs are wanted (--mig gpus)"
@@ -92,14 +89,14 @@ def _not_by_mig(device: "Device", mig: str) -> str | None:
     return None
 
 
-def _not_by_memory(device: "Device", least: int | None) -> str | None:
+def _not_by_memory(device: Device, least: int | None) -> str | None:
     if least is None or (device.memory_total is not None and device.memory_total >= least):
         return None
     has = "unknown" if device.memory_total is None else f"{device.memory_total} MiB"
     return f"its memory is {has}, and {least} MiB are wanted"
 
 
-def _not_by_name(device: "Device", part: str | None) -> str | None:
+def _not_by_name(device: Device, part: str | None) -> str | None:
     if part is None:
         return None
     import re
@@ -114,7 +111,7 @@ def _short(mask: str) -> str:
     return short if short.isprintable() else repr(short)
 
 
-def _reasons(devices: "Sequence[Device]") -> "Iterator[str]":
+def _reasons(devices: Sequence[Device]) -> Iterator[str]:
     """Yield each reason once, with the devices that it keeps from being handed out."""
     places: dict[str, list[str]] = {}
     for device in devices:

@@ -6,26 +6,23 @@ A set is judged by its worst link; then by the sum of its links; then by what it
 and by the best sets among these; then by the order in which the devices were offered.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
+
 from externalresource_gpu.choosing import topology
+from externalresource_gpu.choosing.topology import Links
+from externalresource_gpu.device import Device
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from externalresource_gpu.choosing.topology import Links
-    from externalresource_gpu.device import Device
-
-    #: Devices by their place among those that were offered.
-    Places = list[int]
-    #: How many members of which nodes.
-    Members = tuple[tuple[int, int], ...]
+#: Devices by their place among those that were offered.
+Places = list[int]
+#: How many members of which nodes.
+Members = tuple[tuple[int, int], ...]
 
 _MOST = 64  # GPUs that are compared with each other; no host has more
 _PATIENCE = 25_000  # steps, 3 us each: enough for all sets of 16. Of what takes longer the best until then is taken
 _TIES = 16  # equally good sets that are told apart by what they leave
 
 
-def closest(devices: "Sequence[Device]", amount: int, links: "Links") -> "Places | None":
+def closest(devices: Sequence[Device], amount: int, links: Links) -> Places | None:
     """Return the places of the best-connected `amount` of the devices, ascending; all, if there are not more.
 
     Returns None if there are too many GPUs to tell, on more than 64 NUMA nodes or with more than 64 of them in slices.
@@ -39,7 +36,7 @@ def closest(devices: "Sequence[Device]", amount: int, links: "Links") -> "Places
 class _Graph:
     """The devices; those that are equally close to all others are one node of several members, the largest first."""
 
-    def __init__(self, members: "Sequence[Places]", ranks: "Sequence[Sequence[int]]") -> None:
+    def __init__(self, members: Sequence[Places], ranks: Sequence[Sequence[int]]) -> None:
         self._members = members
         #: How close two nodes are; of a node and itself: two of its members.
         self._ranks = ranks
@@ -50,26 +47,26 @@ class _Graph:
         self._scale = sum(map(int.__mul__, self._sizes, self._outer)) + 1
         self._levels = sorted({rank for row in ranks for rank in row}, reverse=True)
 
-    def best(self, amount: int) -> "Places":
+    def best(self, amount: int) -> Places:
         worst = self._worst(amount, self._sizes)
         sets = list(self._sets(worst, amount, self._sizes))
         most = max(value for value, _ in sets)
         ties = sorted((self._places(chosen), chosen) for value, chosen in sets if value == most)[:_TIES]
         return max(ties, key=lambda tie: self._left(tie[1]))[0] if len(ties) > 1 else ties[0][0]
 
-    def _worst(self, amount: int, sizes: "Sequence[int]") -> int:
+    def _worst(self, amount: int, sizes: Sequence[int]) -> int:
         """Return how close the two least close are, in the set of `amount` in which that is best."""
         return next((rank for rank in self._levels if any(self._sets(rank, amount, sizes))), 0)
 
-    def _sets(self, rank: int, amount: int, sizes: "Sequence[int]") -> "Iterator[tuple[int, Members]]":
+    def _sets(self, rank: int, amount: int, sizes: Sequence[int]) -> Iterator[tuple[int, Members]]:
         """Yield the sets of `amount` in which no two are less close, each with its value."""
         usable = [size if self._ranks[node][node] >= rank else min(size, 1) for node, size in enumerate(sizes)]
         nodes = [node for node, size in enumerate(sizes) if size]
         steps = iter(range(_PATIENCE))
 
         def extended(
-            value: int, chosen: "Members", amount: int, nodes: list[int], gains: "Sequence[int]"
-        ) -> "Iterator[tuple[int, Members]]":
+            value: int, chosen: Members, amount: int, nodes: list[int], gains: Sequence[int]
+        ) -> Iterator[tuple[int, Members]]:
             """`gains` is what one more member of each node adds to the value."""
             for place, node in enumerate(nodes):
                 row = self._ranks[node]
@@ -89,18 +86,18 @@ class _Graph:
 
         return extended(0, (), amount, nodes, [-outer for outer in self._outer])
 
-    def _left(self, chosen: "Members") -> list[int]:
+    def _left(self, chosen: Members) -> list[int]:
         """Return the worst link of the best set that stays, of the largest power of two, its half, and so on."""
         sizes = list(self._sizes)
         for node, number in chosen:
             sizes[node] -= number
         return [self._worst(1 << power, sizes) for power in range(sum(sizes).bit_length() - 1, 0, -1)]
 
-    def _places(self, chosen: "Members") -> "Places":
+    def _places(self, chosen: Members) -> Places:
         return sorted(place for node, number in chosen for place in self._members[node][:number])
 
 
-def _graph(devices: "Sequence[Device]", links: "Links") -> _Graph | None:
+def _graph(devices: Sequence[Device], links: Links) -> _Graph | None:
     gpus: dict[int, list[int]] = {}
     for place, device in enumerate(devices):
         gpus.setdefault(device.index, []).append(place)
@@ -130,7 +127,7 @@ def _graph(devices: "Sequence[Device]", links: "Links") -> _Graph | None:
     return _Graph(members, ranks)
 
 
-def _by_node(units: "Iterable[Places]", devices: "Sequence[Device]") -> "list[Places]":
+def _by_node(units: Iterable[Places], devices: Sequence[Device]) -> list[Places]:
     """Return the whole GPUs of each NUMA node as one; without their links they are equally close."""
     nodes: dict[object, list[int]] = {}
     for places in units:
@@ -139,7 +136,7 @@ def _by_node(units: "Iterable[Places]", devices: "Sequence[Device]") -> "list[Pl
     return list(nodes.values())
 
 
-def _alike(rows: "Sequence[bytearray]", one: int, other: int) -> bool:
+def _alike(rows: Sequence[bytearray], one: int, other: int) -> bool:
     """Return whether two GPUs are equally close to all others."""
     its, others = rows[one].copy(), rows[other].copy()
     its[other] = others[one] = 0

@@ -1,10 +1,8 @@
 """How the GPUs of a host are connected. Pure: it touches no process and no file."""
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
 
-    from externalresource_gpu.device import Device
+from externalresource_gpu.device import Device
 
 #: The link of two GPUs, the smaller index first, in the words of `nvidia-smi topo -m`: `NV12` is as many NVLinks, then
 #: come PIX (one PCIe bridge), PXB (several), PHB (a host bridge), NODE (one NUMA node) and SYS (between NUMA nodes).
@@ -30,7 +28,7 @@ def rank(link: str | None) -> int:
     return SAME_GPU if link == SELF else _RANKS.get(link, 0)
 
 
-def closeness(links: Links, one: "Device", other: "Device") -> int:
+def closeness(links: Links, one: Device, other: Device) -> int:
     """Return how close two devices are: by their link, or by their NUMA nodes where that is unknown.
 
     Of two pairs with the same link the one on one NUMA node is closer: behind NVLink the matrix does not show PCIe,
@@ -47,7 +45,7 @@ def link(links: Links, one: int, other: int) -> str | None:
     return links.get((one, other) if one < other else (other, one))
 
 
-def matrix(links: Links, devices: "Sequence[Device]") -> list[list[str]]:
+def matrix(links: Links, devices: Sequence[Device]) -> list[list[str]]:
     """Return the links of each device to each, in their order, as `nvidia-smi topo -m`: `X` for itself, `?` unknown."""
     return [[link(links, one.index, other.index) or UNKNOWN for other in devices] for one in devices]
 

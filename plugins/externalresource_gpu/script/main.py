@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from externalresource.coordination import Holder
     from externalresource_gpu.device import Device
-    from externalresource_gpu.question import Host
+    from externalresource_gpu.host import Host
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
 

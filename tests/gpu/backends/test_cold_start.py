@@ -26,14 +26,13 @@ def test_devices_are_listed_masked_and_chosen_without_an_import_that_costs(ask: 
     code = f"""
 import sys
 from externalresource_gpu import backends
-from externalresource_gpu.choosing import candidates, mask
-from externalresource_gpu.choosing.choice import Choice
+from externalresource_gpu.host import Host
+from externalresource_gpu.script.options import Options
 backend = backends.create({ask})
 gpus = backend.devices(float("inf"))
-shown = mask.visible("0,1", gpus)
-listed = candidates.listed(gpus, shown, candidates.Wanted(min_memory=1))
-free = candidates.usable(listed, shown, 1)
-Choice(gpus, backend.links(float("inf")), "connected", "avoid")(free, [], 1)
+options = Options(["1", "--min-memory=1", "--policy=connected", "--foreign-use=exclude"], {{}})
+host = Host(options, backend.name, gpus, backend.links(float("inf")))
+host.choose(host.candidates(), [], 1)
 print(*sys.modules)
 """
     packages = externalresource, externalresource_gpu
@@ -43,6 +42,6 @@ print(*sys.modules)
         check=True,
         capture_output=True,
         text=True,
-        env={"PYTHONPATH": source, "PATH": f"{tmp_path}:/usr/bin:/bin"},
+        env={"PYTHONPATH": source, "PATH": f"{tmp_path}:/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": "0,1"},
     )
     assert COSTLY & {*answer.stdout.split()} == set()

@@ -1,15 +1,13 @@
 """What nvidia-smi printed: devices, or a line that cannot be one. Touches no process and no file."""
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
 from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends import pci, reasons
 from externalresource_gpu.device import Device
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    #: A GPU that nvidia-smi could not list: its index and bus id, as far as they are known, and the reason.
-    _Lost = tuple[int | None, str | None, str]
+#: A GPU that nvidia-smi could not list: its index and bus id, as far as they are known, and the reason.
+_Lost = tuple[int | None, str | None, str]
 
 _NO_FIELD = "is not a valid field to query"
 _NO_DEVICES = "No devices were found"
@@ -74,7 +72,7 @@ def is_number(cell: str) -> bool:
     return cell.isascii() and cell.isdigit() and len(cell) <= _DIGITS
 
 
-def parse(output: str, fields: "Sequence[str]", numa_node: "Callable[[str], int | None]") -> list[Device]:
+def parse(output: str, fields: Sequence[str], numa_node: Callable[[str], int | None]) -> list[Device]:
     """Return the devices of `--query-gpu=FIELDS --format=csv,noheader,nounits`, by index.
 
     `name` is the last of the fields. Raises DiscoveryError with the line that is no row of such a table.
@@ -83,9 +81,9 @@ def parse(output: str, fields: "Sequence[str]", numa_node: "Callable[[str], int 
 
 
 def parse_each(
-    answers: "Mapping[str, str | DiscoveryError]",
-    fields: "Sequence[str]",
-    numa_node: "Callable[[str], int | None]",
+    answers: Mapping[str, str | DiscoveryError],
+    fields: Sequence[str],
+    numa_node: Callable[[str], int | None],
 ) -> list[Device]:
     """Return the same devices, of answers for one bus id each; where there is no row, the GPU is unusable."""
     rows: list[str] = []
@@ -100,10 +98,10 @@ def parse_each(
 
 
 def _devices(
-    rows: "Sequence[str]",
-    lost: "Sequence[_Lost]",
-    fields: "Sequence[str]",
-    numa_node: "Callable[[str], int | None]",
+    rows: Sequence[str],
+    lost: Sequence[_Lost],
+    fields: Sequence[str],
+    numa_node: Callable[[str], int | None],
 ) -> list[Device]:
     found, unlisted = [], [*lost]
     for row in rows:
@@ -115,7 +113,7 @@ def _devices(
     return reasons.unique("nvidia-smi", [*found, *_lost_devices(unlisted, {device.index for device in found})])
 
 
-def _split(output: str) -> "tuple[list[str], list[_Lost]]":
+def _split(output: str) -> tuple[list[str], list[_Lost]]:
     """Return the lines that should be rows, and the GPUs that could not be listed."""
     rows: list[str] = []
     lost: list[_Lost] = []
@@ -127,7 +125,7 @@ def _split(output: str) -> "tuple[list[str], list[_Lost]]":
     return rows, lost
 
 
-def _lost(line: str) -> "_Lost | None":
+def _lost(line: str) -> _Lost | None:
     if not line.startswith(_LOST):
         return None
     import re
@@ -138,14 +136,14 @@ def _lost(line: str) -> "_Lost | None":
     return int(match["index"]) if match["index"] else None, match["bus_id"], reasons.failure(match["reason"])
 
 
-def _cells(row: str, fields: "Sequence[str]") -> dict[str, str]:
+def _cells(row: str, fields: Sequence[str]) -> dict[str, str]:
     cells = [cell.strip() for cell in row.split(",", len(fields) - 1)]
     if len(cells) != len(fields):
         raise _unreadable(row, f"{len(fields)} columns were asked for")
     return dict(zip(fields, cells, strict=True))
 
 
-def _device(row: str, cells: dict[str, str], numa_node: "Callable[[str], int | None]") -> Device:
+def _device(row: str, cells: dict[str, str], numa_node: Callable[[str], int | None]) -> Device:
     bus_id = _known(cells, "pci.bus_id")
     compute_mode = _known(cells, "compute_mode")
     mig_mode = _known(cells, "mig.mode.current")
@@ -166,7 +164,7 @@ def _device(row: str, cells: dict[str, str], numa_node: "Callable[[str], int | N
     )
 
 
-def _lost_devices(lost: "list[_Lost]", listed: set[int]) -> "Iterator[Device]":
+def _lost_devices(lost: list[_Lost], listed: set[int]) -> Iterator[Device]:
     """Yield lost GPUs. One without an index has one of the gaps: both follow the PCI bus."""
     named = {index for index, _, _ in lost if index is not None}
     gaps = (index for index in range(len(listed) + len(lost)) if index not in listed | named)

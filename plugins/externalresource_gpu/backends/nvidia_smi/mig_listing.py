@@ -4,6 +4,8 @@ Only the list has their UUIDs and profiles, only the XML their ids and memory: b
 """
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 from xml.etree.ElementTree import Element, ParseError, XMLPullParser
 
 from externalresource.api import record, replace
@@ -11,11 +13,6 @@ from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends import reasons
 from externalresource_gpu.backends.nvidia_smi import listing
 from externalresource_gpu.device import Device
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from typing import Any
 
 _GPU = re.compile(r"GPU (?P<index>[0-9]{1,9}): .*\(UUID: (?P<uuid>[^()]*)\)")
 # "MIG 1g.5gb Device  0: (UUID: MIG-...)", and "MIG Device 0: ..." of the oldest drivers
@@ -52,7 +49,7 @@ class Listed:
         self.wrong: str | None = None
 
 
-def attach(gpus: "Iterable[Device]", listed: str | DiscoveryError, detailed: str | DiscoveryError) -> list[Device]:
+def attach(gpus: Iterable[Device], listed: str | DiscoveryError, detailed: str | DiscoveryError) -> list[Device]:
     """Return the GPUs, those with MIG on with their instances; unusable where these are not known for sure."""
     found = parse(listed) if isinstance(listed, str) else {}
     details = parse_xml(detailed) if isinstance(detailed, str) else {}
@@ -107,7 +104,7 @@ def _add(gpu: Listed, said: str) -> None:
     gpu.instances.append((index, match["profile"], uuid))
 
 
-def _details(instances: "Iterable[Element]") -> dict[int, Detail]:
+def _details(instances: Iterable[Element]) -> dict[int, Detail]:
     details = (
         (
             _number(instance.findtext("index")),
@@ -124,7 +121,7 @@ def _details(instances: "Iterable[Element]") -> dict[int, Detail]:
 
 
 def _divided(
-    gpu: Device, said: str | DiscoveryError, listed: "Mapping[int, Listed]", details: "Mapping[int, Detail]"
+    gpu: Device, said: str | DiscoveryError, listed: Mapping[int, Listed], details: Mapping[int, Detail]
 ) -> Device:
     found = listed.get(gpu.index)
     if isinstance(said, DiscoveryError):
@@ -139,7 +136,7 @@ def _divided(
 
 
 def _instances(
-    gpu: Device, listed: "Sequence[tuple[int, str | None, str]]", details: "Mapping[int, Detail]"
+    gpu: Device, listed: Sequence[tuple[int, str | None, str]], details: Mapping[int, Detail]
 ) -> tuple[Device, ...]:
     return tuple(_instance(gpu, index, profile, uuid, details.get(index, Detail())) for index, profile, uuid in listed)
 

@@ -2,9 +2,7 @@
 
 import re
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from externalresource_gpu.choosing.topology import Links
+from externalresource_gpu.choosing.topology import Links
 
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")  # the first line is underlined, for a terminal and for a pipe
 _GPU = re.compile(r"GPU(?P<index>[0-9]{1,9})")
@@ -12,7 +10,7 @@ _LINK = re.compile(r"NV[0-9]{1,4}|PIX|PXB|PHB|NODE|SYS|SOC")
 _OLD = {"SOC": "SYS"}  # before driver 387
 
 
-def parse(text: str) -> "Links":
+def parse(text: str) -> Links:
     """Return the link of each two GPUs. Network adapters, affinities and what is no known link are left out."""
     found: dict[tuple[int, int], str] = {}
     columns: list[int | None] = []

@@ -9,11 +9,8 @@ import os
 import re
 import sys
 import warnings
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 INVALID_ARGUMENT, NOT_SUPPORTED, NOT_FOUND, FUNCTION_NOT_FOUND, VERSION_MISMATCH, DEPRECATED = 2, 3, 6, 13, 25, 26
 # Errors that say nothing about the GPU's health: what the call asks for does not exist, on this GPU or in this driver.
@@ -32,12 +29,12 @@ _LONG_PROCESSES = ((535, 43), (535, 86))
 class Library:
     """pynvml, whose errors are answers: each call may fail alone, be it for want of the function."""
 
-    def __init__(self, nvml: "Any") -> None:
+    def __init__(self, nvml: Any) -> None:
         self._nvml = nvml
         mismatch = getattr(nvml, "NVMLLibraryMismatchError", AttributeError)  # no NVMLError, and not in old releases
         self._missing = (AttributeError, mismatch)
 
-    def ask(self, function: str, *arguments: "Any") -> tuple["Any", int]:
+    def ask(self, function: str, *arguments: Any) -> tuple[Any, int]:
         """Return what the function says and 0, or None and the code of its error."""
         try:
             return getattr(self._nvml, function)(*arguments), 0
@@ -46,23 +43,23 @@ class Library:
         except (*self._missing, UnicodeDecodeError):  # too old for this function, or it says what is no text
             return None, FUNCTION_NOT_FOUND
 
-    def constant(self, name: str) -> "Any":
+    def constant(self, name: str) -> Any:
         return getattr(self._nvml, name, None)
 
 
 class Handle:
     """A GPU or a MIG instance; `failures` are the codes of NVML that speak against using it."""
 
-    def __init__(self, library: Library, handle: "Any") -> None:
+    def __init__(self, library: Library, handle: Any) -> None:
         self.library, self.raw = library, handle
         self.failures: list[int] = []
         self.harmless = _UNKNOWN
 
-    def attempt(self, function: str, *arguments: "Any") -> tuple["Any", int]:
+    def attempt(self, function: str, *arguments: Any) -> tuple[Any, int]:
         """Ask for what may be wanting in a healthy device, whatever the error."""
         return self.library.ask(function, self.raw, *arguments)
 
-    def ask(self, function: str, *arguments: "Any") -> "Any":
+    def ask(self, function: str, *arguments: Any) -> Any:
         answer, code = self.attempt(function, *arguments)
         if code and code not in self.harmless:
             self.failures.append(code)
@@ -81,7 +78,7 @@ class Handle:
         return None if answer is None else (answer.total, answer.used)
 
 
-def survey(nvml: "Any", words: "Sequence[str]" = ()) -> dict[str, "Any"]:
+def survey(nvml: Any, words: Sequence[str] = ()) -> dict[str, Any]:
     """Return the record of each GPU, or the call that failed for all of them and its code."""
     library = Library(nvml)
     for call in ("nvmlInit", "nvmlDeviceGetCount"):
@@ -100,7 +97,7 @@ def survey(nvml: "Any", words: "Sequence[str]" = ()) -> dict[str, "Any"]:
     return {"gpus": gpus} | (topology(handles) if "topology" in words else {})
 
 
-def gpu(index: int, handle: Handle, *, processes: bool = False) -> dict[str, "Any"]:
+def gpu(index: int, handle: Handle, *, processes: bool = False) -> dict[str, Any]:
     """Return what one GPU tells; what it does not tell is left out."""
     mig_mode = (handle.ask("nvmlDeviceGetMigMode") or (None,))[0]
     record: dict[str, Any] = {"index": index, "failures": handle.failures, "mig_mode": mig_mode}
@@ -122,7 +119,7 @@ def gpu(index: int, handle: Handle, *, processes: bool = False) -> dict[str, "An
     return _known(record)
 
 
-def _instances(gpu: Handle, compute_mode: int | None) -> dict[str, "Any"]:
+def _instances(gpu: Handle, compute_mode: int | None) -> dict[str, Any]:
     """Return the MIG instances of a GPU, or the error for which they cannot be listed; and its compute mode.
 
     Holes among the instances are normal. The driver may tell the compute mode by instance only.
@@ -146,7 +143,7 @@ def _instances(gpu: Handle, compute_mode: int | None) -> dict[str, "Any"]:
     return {"instances": instances, "compute_mode": compute_mode}
 
 
-def _instance(slot: int, handle: Handle) -> dict[str, "Any"]:
+def _instance(slot: int, handle: Handle) -> dict[str, Any]:
     """Return what one MIG instance tells. Its attributes stand in for a profile that old drivers do not name."""
     attributes, _ = handle.attempt("nvmlDeviceGetAttributes")
     slices = ("gpuInstanceSliceCount", "computeInstanceSliceCount", "memorySizeMB")
@@ -181,7 +178,7 @@ def _long_processes(library: Library) -> bool:
     return match is not None and first <= (int(match[1]), int(match[2])) <= last
 
 
-def topology(handles: "Mapping[int, Handle]") -> dict[str, "Any"]:
+def topology(handles: Mapping[int, Handle]) -> dict[str, Any]:
     """Return the PCIe level of each two GPUs, and what is at the far ends of each GPU's NVLinks, as far as known."""
     levels = [
         (one, other, handle.attempt("nvmlDeviceGetTopologyCommonAncestor", far.raw)[0])
@@ -223,11 +220,11 @@ def _recovery_action(handle: Handle) -> int | None:
     return int(answers[0].value.uiVal) if answers and answers[0].nvmlReturn == 0 else None
 
 
-def _bus_id(pci: "Any") -> str | None:
+def _bus_id(pci: Any) -> str | None:
     return None if pci is None else _text(pci.busId)
 
 
-def _known(record: dict[str, "Any"]) -> dict[str, "Any"]:
+def _known(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if value is not None}
 
 

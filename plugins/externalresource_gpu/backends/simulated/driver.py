@@ -10,10 +10,7 @@ from signal import Signals
 from externalresource.api import record
 from externalresource_gpu.backends import reasons
 from externalresource_gpu.backends.query import Query
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from externalresource_gpu.backends.simulated.yaml_file import Entry
+from externalresource_gpu.backends.simulated.yaml_file import Entry
 
 #: What a file may say of it.
 KEYS = ("fails", "says", "crashes", "slow")
@@ -56,7 +53,7 @@ class Driver:
         return Query("nvidia-smi", ["/bin/sh", "-c", _PLAY, "nvidia-smi", *words])
 
 
-def read(entry: "Entry") -> Driver:
+def read(entry: Entry) -> Driver:
     """Return the driver that a file describes. DiscoveryError with the line, if it describes none."""
     if entry.scalar is not None:
         word = entry.word("driver", ["healthy", "hangs", "crashes"])

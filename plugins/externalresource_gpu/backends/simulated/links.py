@@ -1,14 +1,11 @@
 """How the GPUs of a simulated machine are connected, as a person writes it down."""
 
 import re
+from collections.abc import Sequence
 from itertools import combinations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from externalresource_gpu.backends.simulated.yaml_file import Entry
-    from externalresource_gpu.choosing.topology import Links
+from externalresource_gpu.backends.simulated.yaml_file import Entry
+from externalresource_gpu.choosing.topology import Links
 
 #: In a matrix. The `?` that we show to people means something to YAML.
 UNKNOWN = "N/A"
@@ -16,7 +13,7 @@ LEVEL = re.compile(r"NV[1-9]\d?|PSB|PIX|PXB|PHB|NODE|SYS|SOC", re.ASCII)  # PSB 
 _LEVELS = "NV1, NV2, ... (so many NVLinks), PIX, PXB, PHB, NODE or SYS"
 
 
-def read(entry: "Entry", indices: "Sequence[int]") -> "Links":
+def read(entry: Entry, indices: Sequence[int]) -> Links:
     """Return the links of a matrix, whose rows are named; or the one that all pairs have."""
     if entry.scalar is not None:
         level = _level(entry, entry.scalar)
@@ -35,7 +32,7 @@ def read(entry: "Entry", indices: "Sequence[int]") -> "Links":
     return links
 
 
-def _cells(row: "Entry", index: int, columns: "Sequence[int]") -> list[str]:
+def _cells(row: Entry, index: int, columns: Sequence[int]) -> list[str]:
     cells = (row.scalar or "").split()
     if len(cells) != len(columns):
         raise row.wrong(f"GPU{index} must have {len(columns)} links, one for each row, not {len(cells)}")
@@ -44,7 +41,7 @@ def _cells(row: "Entry", index: int, columns: "Sequence[int]") -> list[str]:
     return cells
 
 
-def _level(entry: "Entry", word: str) -> str:
+def _level(entry: Entry, word: str) -> str:
     if not LEVEL.fullmatch(word):
         raise entry.wrong(f"a link must be {_LEVELS}, not {word!r}; N/A in a matrix is an unknown one")
     return word

@@ -1,20 +1,16 @@
 """A machine as a YAML file describes it: docs/simulate.md has the format, machines/ has examples."""
 
 import re
+from collections.abc import Mapping, Sequence
 
 from externalresource.api import record, replace
 from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends import pci, reasons
 from externalresource_gpu.backends.simulated import driver, links, made_up, yaml_file
 from externalresource_gpu.backends.simulated.driver import Driver
+from externalresource_gpu.backends.simulated.yaml_file import Entry
+from externalresource_gpu.choosing.topology import Links
 from externalresource_gpu.device import Device, Process
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from externalresource_gpu.backends.simulated.yaml_file import Entry
-    from externalresource_gpu.choosing.topology import Links
 
 _SECTIONS = ("gpus", "each", "links", "driver")
 _OWN = ("index", "uuid", "pci_bus_id")
@@ -53,8 +49,8 @@ _LAST = 0xFFFF  # of the numbers that stand in made-up UUIDs
 class Machine:
     """What a file describes."""
 
-    devices: "tuple[Device, ...]"
-    links: "Links"
+    devices: tuple[Device, ...]
+    links: Links
     driver: Driver
 
 
@@ -76,7 +72,7 @@ def read(path: str, seed: str) -> Machine:
     )
 
 
-def _gpus(entries: "Sequence[Entry]", each: "dict[str, Entry]", seed: str) -> tuple[Device, ...]:
+def _gpus(entries: Sequence[Entry], each: dict[str, Entry], seed: str) -> tuple[Device, ...]:
     found: dict[int, Device] = {}
     uuids: set[str | None] = set()
     for position, entry in enumerate(entries):
@@ -92,7 +88,7 @@ def _gpus(entries: "Sequence[Entry]", each: "dict[str, Entry]", seed: str) -> tu
     return tuple(found[index] for index in sorted(found))
 
 
-def _gpu(position: int, written: "Mapping[str, Entry]", seed: str) -> Device:
+def _gpu(position: int, written: Mapping[str, Entry], seed: str) -> Device:
     given = _known(written)
     index = given["index"].number("index", last=_LAST) if "index" in given else position
     compute_mode = given["compute_mode"].word("compute_mode", COMPUTE_MODES) if "compute_mode" in given else None
@@ -114,7 +110,7 @@ def _gpu(position: int, written: "Mapping[str, Entry]", seed: str) -> Device:
     return replace(device, instances=_instances(device, given["instances"], seed))
 
 
-def _instances(gpu: Device, listed: "Entry", seed: str) -> tuple[Device, ...]:
+def _instances(gpu: Device, listed: Entry, seed: str) -> tuple[Device, ...]:
     entries = listed.items("instances")
     if entries and gpu.mig_mode != "Enabled":
         raise listed.wrong(f"GPU {gpu.index} has instances, which needs `mig_mode: Enabled`")
@@ -132,7 +128,7 @@ def _instances(gpu: Device, listed: "Entry", seed: str) -> tuple[Device, ...]:
     return tuple(found[number] for number in sorted(found))
 
 
-def _instance(gpu: Device, position: int, entry: "Entry", seed: str) -> tuple[int, Device]:
+def _instance(gpu: Device, position: int, entry: Entry, seed: str) -> tuple[int, Device]:
     written = entry.fields(_INSTANCE)
     given = _known(written)
     number = given["mig_index"].number("mig_index", last=_LAST) if "mig_index" in given else position
@@ -159,25 +155,25 @@ def _instance(gpu: Device, position: int, entry: "Entry", seed: str) -> tuple[in
     )
 
 
-def _process(entry: "Entry") -> Process:
+def _process(entry: Entry) -> Process:
     given = entry.fields(_PROCESS)
     if "pid" not in given:
         raise entry.wrong("a process must have a pid")
     return Process(given["pid"].number("pid", first=1), _number(given, "memory"))
 
 
-def _bus_id(entry: "Entry") -> str:
+def _bus_id(entry: Entry) -> str:
     return pci.canonical(entry.matching("pci_bus_id", BUS_ID, "like 00000000:1B:00.0"))
 
 
-def _known(written: "Mapping[str, Entry]") -> "dict[str, Entry]":
+def _known(written: Mapping[str, Entry]) -> dict[str, Entry]:
     """Return the values but for those that say `unknown`, against what stands under `each`."""
     return {key: entry for key, entry in written.items() if not entry.unknown}
 
 
-def _number(given: "Mapping[str, Entry]", key: str) -> int | None:
+def _number(given: Mapping[str, Entry], key: str) -> int | None:
     return given[key].number(key) if key in given else None
 
 
-def _text(given: "Mapping[str, Entry]", key: str) -> str | None:
+def _text(given: Mapping[str, Entry], key: str) -> str | None:
     return given[key].text(key) if key in given else None

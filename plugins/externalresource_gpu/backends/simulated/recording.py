@@ -7,18 +7,14 @@ docs/simulate.md has the format; machine_file.py reads it.
 
 import re
 import zlib
+from collections.abc import Iterator, Mapping, Sequence
 
 from externalresource_gpu.backends.simulated.links import LEVEL, UNKNOWN
 from externalresource_gpu.backends.simulated.machine_file import BUS_ID, COMPUTE_MODES, MIG_MODES, PROFILE
 from externalresource_gpu.backends.simulated.yaml_file import DIGITS
 from externalresource_gpu.choosing import topology
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from externalresource_gpu.choosing.topology import Links
-    from externalresource_gpu.device import Device, Process
+from externalresource_gpu.choosing.topology import Links
+from externalresource_gpu.device import Device, Process
 
 _HEADING = (
     "# Recorded by `externalresource discover --record`: UUIDs and pids are made up, and nothing names the host.\n"
@@ -31,7 +27,7 @@ _MIG = re.compile(rf"MIG-(?:GPU-)?(?i:{_UUID.pattern})(?:/\d+/\d+)?", re.ASCII)
 _PLAIN = re.compile(r"[A-Za-z0-9](?:[\w ./:()+-]*[\w./()+-])?", re.ASCII)
 
 
-def render(devices: "Sequence[Device]", links: "Links") -> str:
+def render(devices: Sequence[Device], links: Links) -> str:
     """Return the file. One that is read has the same devices and links, but for UUIDs and pids.
 
     The same UUID is replaced by the same one wherever it stands, so is the same pid.
@@ -47,7 +43,7 @@ def render(devices: "Sequence[Device]", links: "Links") -> str:
     return _HEADING + _UUID.sub(masked, text)
 
 
-def _gpus(devices: "Sequence[Device]") -> "Iterator[str]":
+def _gpus(devices: Sequence[Device]) -> Iterator[str]:
     pids: dict[int, int] = {}
     for device in devices:
         yield from _indented("  - ", _lines(_gpu(device)))
@@ -58,7 +54,7 @@ def _gpus(devices: "Sequence[Device]") -> "Iterator[str]":
             yield from _indented("    ", ["instances:", *(_flow(_instance(each)) for each in device.instances)])
 
 
-def _gpu(device: "Device") -> "Mapping[str, object]":
+def _gpu(device: Device) -> Mapping[str, object]:
     return {
         "index": device.index,
         "uuid": _uuid(device),
@@ -73,7 +69,7 @@ def _gpu(device: "Device") -> "Mapping[str, object]":
     }
 
 
-def _instance(device: "Device") -> "Mapping[str, object]":
+def _instance(device: Device) -> Mapping[str, object]:
     return {
         "mig_index": device.mig_index,
         "profile": _fitting(device.mig_profile, PROFILE),
@@ -86,7 +82,7 @@ def _instance(device: "Device") -> "Mapping[str, object]":
     }
 
 
-def _uuid(device: "Device") -> str:
+def _uuid(device: Device) -> str:
     """Return what may be written down: nothing that could be masked in part only."""
     if device.uuid is None:
         return "unknown"
@@ -97,11 +93,11 @@ def _fitting(text: str | None, pattern: re.Pattern[str]) -> str | None:
     return text if text and pattern.fullmatch(text) else None
 
 
-def _process(process: "Process", pids: dict[int, int]) -> "Mapping[str, object]":
+def _process(process: Process, pids: dict[int, int]) -> Mapping[str, object]:
     return {"pid": pids.setdefault(process.pid, _PIDS + len(pids)), "memory": process.memory}
 
 
-def _links(devices: "Sequence[Device]", links: "Links") -> list[str]:
+def _links(devices: Sequence[Device], links: Links) -> list[str]:
     """Return the matrix; or the one link that all pairs have."""
     matrix = [
         [topology.SELF if one is other else _link(topology.link(links, one.index, other.index)) for other in devices]
@@ -125,7 +121,7 @@ def _link(word: str | None) -> str:
     return word if word and LEVEL.fullmatch(word) else UNKNOWN
 
 
-def _lines(values: "Mapping[str, object]") -> list[str]:
+def _lines(values: Mapping[str, object]) -> list[str]:
     """Return `key: value` for what is known."""
     return [f"{key}: {_scalar(key, value)}" for key, value in values.items() if _is_known(value)]
 
@@ -134,7 +130,7 @@ def _is_known(value: object) -> bool:
     return value not in (None, "") and not (isinstance(value, int) and len(str(value)) > DIGITS)
 
 
-def _flow(values: "Mapping[str, object]") -> str:
+def _flow(values: Mapping[str, object]) -> str:
     return f"  - {{{', '.join(_lines(values))}}}"
 
 

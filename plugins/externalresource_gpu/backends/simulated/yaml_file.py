@@ -1,14 +1,10 @@
 """The values of a YAML file, checked, so that each mistake is named with its place."""
 
-from externalresource.api import read_text, read_yaml
+import re
+from collections.abc import Iterable
+
+from externalresource.api import YamlNode, read_text, read_yaml
 from externalresource.errors import DiscoveryError, did_you_mean
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import re
-    from collections.abc import Iterable
-
-    from externalresource.api import YamlNode
 
 DIGITS = 18  # of a number
 
@@ -16,13 +12,13 @@ DIGITS = 18  # of a number
 class Entry:
     """One value of a file. What is wrong with it is a DiscoveryError with file, line and what is allowed."""
 
-    def __init__(self, node: "YamlNode") -> None:
+    def __init__(self, node: YamlNode) -> None:
         self._node = node
         #: The text of a value that is neither a list nor a mapping.
         self.scalar = node.scalar
         self.wrong = node.wrong
 
-    def fields(self, allowed: "Iterable[str]") -> "dict[str, Entry]":
+    def fields(self, allowed: Iterable[str]) -> "dict[str, Entry]":
         """Return the values of a mapping that has only these keys, each at most once."""
         allowed = list(allowed)
         pairs = self._node.pairs()
@@ -54,7 +50,7 @@ class Entry:
         upper = "on" if last is None else f"to {last}"
         raise self.wrong(f"{key} must be a number from {first} {upper}, not {self.shown}")
 
-    def word(self, key: str, allowed: "Iterable[str]") -> str:
+    def word(self, key: str, allowed: Iterable[str]) -> str:
         """Return the text, which is one of these."""
         allowed = list(allowed)
         if self.scalar not in allowed:
@@ -68,7 +64,7 @@ class Entry:
             raise self.wrong(f"{key} must be a text, not {self.shown}")
         return self.scalar
 
-    def matching(self, key: str, pattern: "re.Pattern[str]", example: str) -> str:
+    def matching(self, key: str, pattern: re.Pattern[str], example: str) -> str:
         """Return the text, which is as the example says."""
         text = self.scalar or ""
         if not pattern.fullmatch(text):

@@ -3,11 +3,12 @@
 import pytest
 
 from externalresource.errors import NotEnoughDevicesError
-from externalresource_gpu.choosing.choice import Choice
 from externalresource_gpu.device import Device, Process
+from externalresource_gpu.host import Host
+from externalresource_gpu.script.options import Options
 
 BUSY = Process(4711, 2000)
-HOST = [
+GPUS = [
     Device(0, uuid="GPU-0", memory_used=2000, processes=(BUSY,)),
     Device(1, uuid="GPU-1", memory_used=0, processes=()),
     Device(2, uuid="GPU-2", memory_used=30000, processes=()),
@@ -15,8 +16,12 @@ HOST = [
 ]
 
 
+def host(foreign_use: str, gpus: list[Device] = GPUS) -> Host:
+    return Host(Options(["1", f"--foreign-use={foreign_use}", "--ignore-mask"], {}), "simulated", gpus, {})
+
+
 def chosen(foreign_use: str, amount: int) -> list[int]:
-    return [device.index for device in Choice(HOST, {}, "first", foreign_use)(HOST, [], amount)]
+    return [device.index for device in host(foreign_use).choose(GPUS, [], amount)]
 
 
 def test_use_is_ignored_unless_asked_for() -> None:
@@ -30,10 +35,10 @@ def test_what_nobody_uses_comes_first_and_unknown_is_not_used(foreign_use: str) 
 
 def test_what_is_used_is_given_with_a_warning_if_there_is_no_other() -> None:
     assert chosen("warn", 3) == [1, 3, 0]
-    assert Choice(HOST, {}, "first", "warn").reasons(HOST) == (
+    assert host("warn").doubts(GPUS) == [
         "GPU 0 is used by pid 4711 (2000 MiB); GPU 2 is used (30000 MiB of its memory)"
-    )
-    assert Choice(HOST, {}, "first", "warn").reasons(HOST[1:2]) == ""
+    ]
+    assert host("warn").doubts(GPUS[1:2]) == []
 
 
 def test_what_is_used_is_refused_where_that_is_wanted() -> None:
@@ -46,9 +51,9 @@ def test_what_is_used_is_refused_where_that_is_wanted() -> None:
 
 
 def test_later_look_counts() -> None:
-    choice = Choice(HOST, {}, "first", "exclude")
-    choice.look([Device(index, uuid=f"GPU-{index}", memory_used=0, processes=()) for index in range(4)])
-    assert [device.index for device in choice(HOST, [], 4)] == [0, 1, 2, 3]
+    later = host("exclude")
+    later.look([Device(index, uuid=f"GPU-{index}", memory_used=0, processes=()) for index in range(4)])
+    assert [device.index for device in later.choose(GPUS, [], 4)] == [0, 1, 2, 3]
 
 
 def test_mig_instance_is_used_by_its_own_memory() -> None:
@@ -56,5 +61,4 @@ def test_mig_instance_is_used_by_its_own_memory() -> None:
         Device(0, uuid=f"MIG-{number}", mig_index=number, memory_used=used) for number, used in enumerate([9000, 12])
     )
     gpu = Device(0, uuid="GPU-0", mig_mode="Enabled", instances=instances, memory_used=9012, processes=(BUSY,))
-    choice = Choice([gpu], {}, "first", "exclude")
-    assert [device.place for device in choice(instances, [], 1)] == ["0:1"]
+    assert [device.place for device in host("exclude", [gpu]).choose(instances, [], 1)] == ["0:1"]
