@@ -17,7 +17,7 @@ from externalresource.coordination.matching import Claimable
 from externalresource.coordination.process import Observer, Process, in_container
 from externalresource.coordination.queue import Place
 from externalresource.coordination.request import NeverEnoughError, Request, TooFewError, bounded, choice, refusal
-from externalresource.errors import ConfigurationError, CoordinationError, NotEnoughDevicesError
+from externalresource.errors import ConfigurationError, CoordinationError, NotEnoughDevicesError, too_few
 from externalresource.records import replace
 
 TYPE_CHECKING = False
@@ -101,7 +101,7 @@ class Coordination:
         if amount < 1:
             raise ConfigurationError(f"the amount must be a positive integer, not {amount}")
         if amount > len(devices):
-            raise NotEnoughDevicesError(f"{amount} wanted, this host has {len(devices)}")
+            raise too_few(amount, len(devices))
         holder = holder if holder.grant else replace(holder, grant=new_grant())
         request = Request(devices, amount, holder, choose, suits, wait)
         end = time.monotonic() + wait

@@ -63,6 +63,19 @@ class Device:
     def parent_token(self) -> str | None:
         return None if self.mig_index is None else str(self.index)
 
+    def instance(self, number: int, uuid: str | None, profile: str | None) -> "Device":
+        """Return a MIG instance of this GPU, with what it has of it; all else is not known yet."""
+        return Device(
+            index=self.index,
+            uuid=uuid,
+            name=self.name and " ".join(filter(None, [self.name, "MIG", profile])),
+            pci_bus_id=self.pci_bus_id,
+            numa_node=self.numa_node,
+            mig_profile=profile,
+            mig_index=number,
+            parent_uuid=self.uuid,
+        )
+
     def properties(self) -> dict[str, str]:
         """Return what is known, under the names of nvidia-smi's query fields; memory is in MiB."""
         known = {

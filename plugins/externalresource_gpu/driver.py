@@ -11,11 +11,17 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
-from externalresource.api import ExternalResourceDriver, ExternalResourceInfo, find_script, hookimpl
+from externalresource.api import (
+    DeviceInfo,
+    ExternalResourceDriver,
+    ExternalResourceInfo,
+    find_script,
+    hookimpl,
+    order,
+)
 from externalresource.errors import ConfigurationError, ExternalResourceError, did_you_mean
-from externalresource_gpu import infos
 from externalresource_gpu.question import Question
-from externalresource_gpu.script import said
+from externalresource_gpu.script import dialects, said
 from externalresource_gpu.script.options import OPTIONS, PREFIX, Options, seconds
 
 TYPE_CHECKING = False
@@ -55,7 +61,11 @@ class GPUDriver(ExternalResourceDriver):
         self._told = False
 
     def retrieve_resource_info(self, amount: int) -> set[ExternalResourceInfo]:
-        """Return `amount` GPUs. DiscoveryError or NotEnoughDevicesError says why there are not so many."""
+        """Return `amount` GPUs. DiscoveryError or NotEnoughDevicesError says why there are not so many.
+
+        Their properties are `index`, and what else is known: `uuid`, `name`, `memory.total` (MiB), `pci.bus_id`, ...
+        The index of a MIG instance is its UUID, as in CUDA_VISIBLE_DEVICES; `place` is its `GPU:NUMBER` for people.
+        """
         if amount < 1:
             raise ConfigurationError(f"the amount of GPUs must be a positive integer, not {amount}")
         options = self._asking(amount)
@@ -65,11 +75,11 @@ class GPUDriver(ExternalResourceDriver):
             self._log(f"refused: {error}")
             raise
         self._log(host.decision(granted, owner))
-        return set(infos.infos(host.properties(granted)))
+        return set(map(DeviceInfo, host.properties(granted)))
 
     def devices(self) -> Collection[ExternalResourceInfo]:
         """Return all GPUs of this host; one that must not be handed out has the property `unusable`."""
-        return infos.infos(self._host(self._options).all_properties())
+        return list(map(DeviceInfo, self._host(self._options).all_properties()))
 
     def record(self) -> str:
         """Return this host as a machine for `--simulate`: a YAML file without what identifies it."""
@@ -78,7 +88,7 @@ class GPUDriver(ExternalResourceDriver):
         return self._host(options).listing()
 
     def environment(self, gpus: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
-        return infos.environment(gpus)
+        return environment(gpus)
 
     def held(self, process: "Process | None" = None) -> "Collection[Claim]":
         """Return who holds which GPU, by the coordination file; only what one process holds, if that is given."""
@@ -194,6 +204,11 @@ class GPUDriverFactory:
         from externalresource_gpu.foreign_script import ScriptDriver
 
         return ScriptDriver(script, words, timeout)
+
+
+def environment(gpus: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
+    """Return CUDA_VISIBLE_DEVICES and its kin for exactly these GPUs, ordered by index."""
+    return dialects.environment([(gpu.get_property("uuid"), gpu.get_property("index") or "") for gpu in order(gpus)])
 
 
 def _foreign(path: str | None) -> str | None:

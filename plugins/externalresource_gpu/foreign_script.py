@@ -6,17 +6,17 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from externalresource.api import ExternalResourceDriver, ExternalResourceInfo, run_script
+from externalresource.api import DeviceInfo, ExternalResourceDriver, ExternalResourceInfo, run_script
 from externalresource.coordination import Claim, Coordination, Holder, Process, identify
 from externalresource.errors import CoordinationError, DiscoveryError
-from externalresource_gpu import infos
+from externalresource_gpu.driver import environment
 from externalresource_gpu.script.options import ALIASES, DEFAULT_COORDINATION_FILE, variable
 
 _TOKEN = re.compile(r"[\w.:/-]*\d[\w.:/-]*")  # an index, a UUID, a bus id: a word without any digit names no device
 _TAKING_BACK = 0.5  # seconds for the lock to be free
 
-#: A holder of a claim.
-_Held = tuple[Claim, Holder]
+#: A holder of a claim: token, pid, grant, since when.
+_Held = tuple[str, int, str | None, str | None]
 
 
 class ScriptDriver(ExternalResourceDriver):
@@ -26,19 +26,19 @@ class ScriptDriver(ExternalResourceDriver):
         self._script, self._words, self._timeout = script, words, timeout
         self.coordination_file = _coordination_file(words, os.environ)
         self._coordination = None if self.coordination_file is None else Coordination(self.coordination_file, "gpu")
-        self._recorded: list[_Held] = []
+        self._recorded: set[_Held] = set()
 
     def retrieve_resource_info(self, amount: int) -> set[ExternalResourceInfo]:
         """Return `amount` GPUs; DiscoveryError if the script fails, is late, or answers anything else."""
         before = self._held()
         try:
-            return set(infos.infos({"index": token} for token in tokens(self._answer(amount), amount)))
+            return {DeviceInfo({"index": token}) for token in tokens(self._answer(amount), amount)}
         except BaseException:
             with contextlib.suppress(CoordinationError):
-                self._give_back(_new(self._held(), before), deadline=time.monotonic() + _TAKING_BACK)
+                self._give_back(self._held() - before, deadline=time.monotonic() + _TAKING_BACK)
             raise
         finally:
-            self._recorded += _new(self._held(), before)
+            self._recorded |= self._held() - before
 
     def devices(self) -> Collection[ExternalResourceInfo]:
         raise DiscoveryError(f"{self._script} cannot list devices: only our own discovery script does")
@@ -47,7 +47,7 @@ class ScriptDriver(ExternalResourceDriver):
         raise DiscoveryError(f"{self._script} cannot describe the host: only our own discovery script does")
 
     def environment(self, gpus: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
-        return infos.environment(gpus)
+        return environment(gpus)
 
     def held(self, process: Process | None = None) -> Collection[Claim]:
         """Return who holds which GPU, by the coordination file that the script is told to use."""
@@ -60,7 +60,7 @@ class ScriptDriver(ExternalResourceDriver):
     def close(self) -> None:
         """Give back what was recorded for this process. In a forked child nothing happens: it is the parent's."""
         self._give_back(self._recorded)
-        self._recorded = []
+        self._recorded = set()
 
     def _books(self) -> Coordination:
         if self._coordination is None:
@@ -78,22 +78,22 @@ class ScriptDriver(ExternalResourceDriver):
             raise DiscoveryError(f"{self._script} {ended.failure}")
         return ended.out
 
-    def _held(self) -> list[_Held]:
+    def _held(self) -> set[_Held]:
         """Return what is recorded for this process, as far as the script keeps such a file as ours."""
         if self._coordination is None:
-            return []
+            return set()
         itself = identify(os.getpid())
         with contextlib.suppress(CoordinationError):
-            held = [(claim, holder) for claim in self._coordination.held() for holder in claim.holders]
-            return [(claim, holder) for claim, holder in held if holder.is_of(itself)]
-        return []
+            claims = self._coordination.held()
+            return {_held(claim, each) for claim in claims for each in claim.holders if each.is_of(itself)}
+        return set()
 
-    def _give_back(self, held: Sequence[_Held], deadline: float | None = None) -> None:
+    def _give_back(self, held: set[_Held], deadline: float | None = None) -> None:
         itself = identify(os.getpid())
-        theirs = {_name(claim, holder) for claim, holder in held if holder.is_of(itself)}
-        if theirs and self._coordination is not None:
+        own = {each for each in held if each[1] == itself.pid}
+        if own and self._coordination is not None:
             self._coordination.drop(
-                lambda claim, holder: holder.is_of(itself) and _name(claim, holder) in theirs, deadline=deadline
+                lambda claim, holder: holder.is_of(itself) and _held(claim, holder) in own, deadline=deadline
             )
 
 
@@ -132,10 +132,5 @@ def _coordination_file(words: Sequence[str], environment: Mapping[str, str]) -> 
     return said["file"] if said["mode"] == "true" and os.path.isabs(said["file"]) else None
 
 
-def _name(claim: Claim, holder: Holder) -> tuple[object, ...]:
+def _held(claim: Claim, holder: Holder) -> _Held:
     return claim.token, holder.process.pid, holder.grant, holder.since
-
-
-def _new(after: Sequence[_Held], before: Sequence[_Held]) -> list[_Held]:
-    known = {_name(*held) for held in before}
-    return [held for held in after if _name(*held) not in known]

@@ -2,6 +2,7 @@
 
 import time
 
+from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends.nvidia_smi.backend import NvidiaSmi
 from externalresource_gpu.backends.nvml.backend import Nvml
 
@@ -31,8 +32,6 @@ class Auto:
         self._backends[0].start()
 
     def devices(self, deadline: float) -> "list[Device]":
-        from externalresource.errors import DiscoveryError
-
         self.name, self._answered = "auto", None
         said: list[str] = []
         for backend in self._backends:

@@ -3,6 +3,7 @@
 import time
 
 from externalresource.api import Child, Overdue
+from externalresource.errors import DiscoveryError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Query:
                 f"{error}; its process {overdue.survivor} was killed and does not end", overdue.survivor
             ) from None
         except ChildProcessError as error:
-            raise reasons.lost(self._name, error) from error
+            raise DiscoveryError(f"{self._name} ended, and how is unknown: {error}") from error
         if status < 0:
             raise reasons.crashed(self._name, -status)
         return status, out, err

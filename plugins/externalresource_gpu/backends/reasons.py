@@ -110,10 +110,6 @@ def nvidia_smi_failed(status: int, said: str, bound: Sequence[str] = ()) -> Disc
     return DiscoveryError(f"nvidia-smi failed (exit {status}): {quote(said)}: {advice(code, bound)}")
 
 
-def nvml_failed(call: str, code: int, bound: Sequence[str] = ()) -> DiscoveryError:
-    return DiscoveryError(f"NVML failed: {call}: {words(code)} ({code}): {advice(code, bound)}")
-
-
 def crashed(name: str, number: int) -> DiscoveryError:
     import signal
 
@@ -138,10 +134,6 @@ def overdue(name: str, seconds: float) -> DiscoveryError:
         f"{name} did not answer within {seconds:.1f} s: the driver hangs ({_DRIVER_LOG}), or initializes its GPUs "
         "anew for each caller (`nvidia-smi -pm 1` ends that), or needs a longer --timeout"
     )
-
-
-def lost(name: str, error: ChildProcessError) -> DiscoveryError:
-    return DiscoveryError(f"{name} ended, and how is unknown: {error}")
 
 
 def none_found(name: str, bound: Sequence[str]) -> list[Device]:

@@ -23,23 +23,20 @@ def properties(devices: "Sequence[Device]", more: "More") -> "list[dict[str, str
     return [{**device.properties(), **more.get(device.place, {})} for device in devices]
 
 
-def environment(names: "Sequence[str]") -> dict[str, str]:
-    """Return the variables for a process that is to see exactly these GPUs, in this order.
+def environment(names: "Sequence[tuple[str | None, str]]") -> dict[str, str]:
+    """Return the variables for a process that is to see exactly these GPUs, by UUID and token, in this order.
+
+    A mask names a device by its UUID, but for that of a Jetson, which CUDA does not take there.
 
     An index means to CUDA what it means to nvidia-smi only with CUDA_DEVICE_ORDER=PCI_BUS_ID. No GPUs is an empty mask:
     an unset one would be all.
     """
-    mask = ",".join(names)
+    mask = ",".join(uuid if uuid and uuid.startswith(("GPU-", "MIG-")) else token for uuid, token in names)
     return {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": mask,
         "NVIDIA_VISIBLE_DEVICES": mask or "void",
     }
-
-
-def mask_name(uuid: str | None, token: str) -> str:
-    """Return how a mask names a device: by its UUID, but for that of a Jetson, which CUDA does not take there."""
-    return uuid if uuid is not None and uuid.startswith(("GPU-", "MIG-")) else token
 
 
 def _flink(devices: "Sequence[Device]", more: "More") -> str:
@@ -51,7 +48,7 @@ def _uuid(devices: "Sequence[Device]", _more: "More") -> str:
 
 
 def _env(devices: "Sequence[Device]", _more: "More") -> str:
-    variables = environment([mask_name(device.uuid, device.token) for device in devices])
+    variables = environment([(device.uuid, device.token) for device in devices])
     return "".join(f"{name}={value}\n" for name, value in variables.items())
 
 

@@ -2,13 +2,13 @@
 
 import time
 
+from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends.query import Query
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from externalresource.errors import DiscoveryError
     from externalresource_gpu.choosing.topology import Links
     from externalresource_gpu.device import Device
 
@@ -155,7 +155,6 @@ def _answers(queries: "Sequence[Query]", deadline: float) -> "list[str | Discove
 
 
 def _answer(query: Query, deadline: float) -> "str | DiscoveryError":
-    from externalresource.errors import DiscoveryError
     from externalresource_gpu.backends import reasons
     from externalresource_gpu.backends.nvidia_smi import listing
 
@@ -170,8 +169,6 @@ def _answer(query: Query, deadline: float) -> "str | DiscoveryError":
 
 def _end(queries: "Iterable[Query]") -> None:
     """Kill what still runs: nobody would read it."""
-    from externalresource.errors import DiscoveryError
-
     for query in queries:
         try:
             query.answer(0)

@@ -4,7 +4,7 @@ Only the list has their UUIDs and profiles, only the XML their ids and memory: b
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError, XMLPullParser
 
@@ -32,10 +32,6 @@ class Detail:
     total: int | None = None
     #: MiB
     used: int | None = None
-
-    @property
-    def ids(self) -> tuple[int | None, int | None]:
-        return self.gpu_instance, self.compute_instance
 
 
 class Listed:
@@ -131,36 +127,24 @@ def _divided(
     elif found.wrong:
         wrong = found.wrong
     else:
-        return replace(gpu, instances=_instances(gpu, found.instances, details))
+        each = (_instance(gpu, *instance, details.get(instance[0], Detail())) for instance in found.instances)
+        return replace(gpu, instances=tuple(each))
     return replace(gpu, unusable=gpu.unusable or reasons.instances_unlisted(wrong))
-
-
-def _instances(
-    gpu: Device, listed: Sequence[tuple[int, str | None, str]], details: Mapping[int, Detail]
-) -> tuple[Device, ...]:
-    return tuple(_instance(gpu, index, profile, uuid, details.get(index, Detail())) for index, profile, uuid in listed)
 
 
 def _instance(gpu: Device, index: int, profile: str | None, uuid: str, detail: Detail) -> Device:
     if match := _IDS.fullmatch(uuid):
         ids = int(match["gpu_instance"]), int(match["compute_instance"])
-        if ids != detail.ids:  # made anew between the two answers
+        if ids != (detail.gpu_instance, detail.compute_instance):  # made anew between the two answers
             detail = Detail(*ids)
     known = uuid.startswith("MIG-")
-    return Device(
-        index=gpu.index,
-        uuid=uuid if known else None,
-        name=gpu.name and " ".join(filter(None, [gpu.name, "MIG", profile])),
+    return replace(
+        gpu.instance(index, uuid if known else None, profile),
         memory_total=detail.total,
         memory_used=detail.used,
-        pci_bus_id=gpu.pci_bus_id,
-        numa_node=gpu.numa_node,
         unusable=None if known else f"it has no UUID, but {uuid!r}",
-        mig_profile=profile,
-        mig_index=index,
         gpu_instance=detail.gpu_instance,
         compute_instance=detail.compute_instance,
-        parent_uuid=gpu.uuid,
     )
 
 

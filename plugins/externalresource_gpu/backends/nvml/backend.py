@@ -6,6 +6,7 @@
 import os
 import sys
 
+from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends.query import Query
 
 TYPE_CHECKING = False
@@ -83,7 +84,6 @@ def read(status: int, out: str, err: str, bound: "Sequence[str]" = ()) -> "dict[
     """
     import json
 
-    from externalresource.errors import DiscoveryError
     from externalresource_gpu.backends import reasons
 
     try:
@@ -97,7 +97,10 @@ def read(status: int, out: str, err: str, bound: "Sequence[str]" = ()) -> "dict[
         raise DiscoveryError(f"NVML: the child process gave no answer (exit {status}): {said}") from None
     if answer["code"] in (reasons.NOT_FOUND, reasons.NO_GPUS):
         return {"gpus": []}
-    raise reasons.nvml_failed(answer["call"], answer["code"], bound)
+    raise DiscoveryError(
+        f"NVML failed: {answer['call']}: {reasons.words(answer['code'])} ({answer['code']}): "
+        f"{reasons.advice(answer['code'], bound)}"
+    )
 
 
 def device(told: "dict[str, Any]", numa_node: "Callable[[str], int | None]") -> "Device":
@@ -134,27 +137,19 @@ def device(told: "dict[str, Any]", numa_node: "Callable[[str], int | None]") -> 
 
 def _instance(gpu: "Device", told: "dict[str, Any]", memory: int) -> "Device":
     """Return a MIG instance of a GPU that has so many bytes of memory."""
+    from externalresource.api import replace
     from externalresource_gpu.backends import reasons
-    from externalresource_gpu.device import Device
 
-    profile = _profile(told, memory)
     memory_total, memory_used = _memory(told)
     uuid = told.get("uuid")
     unusable = reasons.unusable([reasons.words(code) for code in told["failures"]], None)
-    return Device(
-        index=gpu.index,
-        uuid=uuid,
-        name=gpu.name and " ".join(filter(None, [gpu.name, "MIG", profile])),
+    return replace(
+        gpu.instance(told["mig_index"], uuid, _profile(told, memory)),
         memory_total=memory_total,
         memory_used=memory_used,
-        pci_bus_id=gpu.pci_bus_id,
-        numa_node=gpu.numa_node,
         unusable=unusable or (None if uuid else "its UUID is unknown"),
-        mig_profile=profile,
-        mig_index=told["mig_index"],
         gpu_instance=told.get("gpu_instance"),
         compute_instance=told.get("compute_instance"),
-        parent_uuid=gpu.uuid,
     )
 
 

@@ -138,20 +138,13 @@ def _instance(gpu: Device, position: int, entry: Entry, seed: str) -> tuple[int,
     uuid = _text(given, "uuid") if "uuid" in written else made_up.instance_uuid(seed, gpu.index, number)
     if uuid is not None and not uuid.startswith("MIG-"):
         raise given["uuid"].wrong(f"uuid of a MIG instance must begin with MIG-, not {uuid!r}")
-    return number, Device(
-        index=gpu.index,
-        uuid=uuid,
-        name=gpu.name and f"{gpu.name} MIG {profile or ''}".rstrip(),
+    return number, replace(
+        gpu.instance(number, uuid, profile),
         memory_total=_number(given, "memory_total"),
         memory_used=_number(given, "memory_used"),
-        pci_bus_id=gpu.pci_bus_id,
-        numa_node=gpu.numa_node,
         unusable=_text(given, "unusable"),
-        mig_profile=profile,
-        mig_index=number,
         gpu_instance=_number(given, "gpu_instance"),
         compute_instance=_number(given, "compute_instance"),
-        parent_uuid=gpu.uuid,
     )
 
 
