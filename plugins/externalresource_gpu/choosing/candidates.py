@@ -33,7 +33,13 @@ def listed(gpus: Sequence[Device], shown: Sequence[Device], wanted: Wanted) -> l
     places = {device.place for device in shown}
 
     def judged(gpu: Device, device: Device) -> Device:
-        reason = device.unusable or gpu.unusable or _not_wanted(device, wanted)
+        reason = (
+            device.unusable
+            or gpu.unusable
+            or _not_by_mig(device, wanted.mig)
+            or _not_by_memory(device, wanted.min_memory)
+            or _not_by_name(device, wanted.name)
+        )
         if reason is None and device.place not in places:
             reason = f"hidden by CUDA_VISIBLE_DEVICES={_short(wanted.mask or '')}"
         return device if reason == device.unusable else replace(device, unusable=reason)
@@ -67,11 +73,6 @@ def why_not_now(device: Device, now: Mapping[str, Device]) -> str | None:
 def reasons_now(devices: Sequence[Device], now: Mapping[str, Device]) -> str:
     """Return why some of the devices must not be handed out any more."""
     return "; ".join(_reasons([replace(device, unusable=why_not_now(device, now)) for device in devices]))
-
-
-def _not_wanted(device: Device, wanted: Wanted) -> str | None:
-    by_mig = _not_by_mig(device, wanted.mig)
-    return by_mig or _not_by_memory(device, wanted.min_memory) or _not_by_name(device, wanted.name)
 
 
 def _not_by_mig(device: Device, mig: str) -> str | None:

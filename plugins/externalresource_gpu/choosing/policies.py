@@ -3,6 +3,8 @@
 Every policy depends on its arguments alone, and gives its devices in the order in which they were offered.
 """
 
+from externalresource.api import record
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +35,7 @@ def select(
     """
     if amount >= len(free):
         return list(free)
-    choice = _POLICIES[policy](_Request(free, claims, amount, links, devices)) if amount > 0 else []
+    choice = _POLICIES[policy](_Request(free, amount, links, claims, devices)) if amount > 0 else []
     return [free[place] for place in sorted(choice)]
 
 
@@ -55,23 +57,15 @@ def _process(pid: int, memory: int | None) -> str:
     return f"pid {pid}" if memory is None else f"pid {pid} ({memory} MiB)"
 
 
+@record
 class _Request:
     """What a policy decides on."""
 
-    def __init__(
-        self,
-        free: "Sequence[Device]",
-        claims: "Sequence[Claim]",
-        amount: int,
-        links: "Links",
-        devices: "Sequence[Device]",
-    ) -> None:
-        self.free, self.amount, self.links = free, amount, links
-        self._claims, self._devices = claims, devices
-
-    def counts(self) -> "tuple[dict[int, int], dict[int | None, int]]":
-        """Return how many claims there are of each GPU, by index, and on each NUMA node."""
-        return _counts(self._claims, self._devices)
+    free: "Sequence[Device]"
+    amount: int
+    links: "Links"
+    claims: "Sequence[Claim]"
+    devices: "Sequence[Device]"
 
     def by_gpu(self) -> "dict[int, Places]":
         gpus: dict[int, list[int]] = {}
@@ -83,13 +77,13 @@ class _Request:
         return self.free[place].numa_node
 
 
-def _counts(claims: "Iterable[Claim]", devices: "Sequence[Device]") -> "tuple[dict[int, int], dict[int | None, int]]":
-    """Return how many claims there are of each GPU, its slices included, and on each NUMA node."""
-    uuids = {device.uuid: gpu for gpu in devices for device in (gpu, *gpu.instances) if device.uuid}
-    tokens = {device.token: gpu for gpu in devices for device in (gpu, *gpu.instances)}
+def _counts(request: _Request) -> "tuple[dict[int, int], dict[int | None, int]]":
+    """Return how many claims there are of each GPU, by index and with its slices, and on each NUMA node."""
+    uuids = {device.uuid: gpu for gpu in request.devices for device in (gpu, *gpu.instances) if device.uuid}
+    tokens = {device.token: gpu for gpu in request.devices for device in (gpu, *gpu.instances)}
     on_gpu: dict[int, int] = {}
     on_node: dict[int | None, int] = {}
-    for claim in claims:
+    for claim in request.claims:
         gpu = _gpu(claim.uuid, claim.token, uuids, tokens)
         if gpu is None and (claim.parent_uuid or claim.parent_token):  # an instance that is hidden from here
             gpu = _gpu(claim.parent_uuid, claim.parent_token, uuids, tokens)
@@ -119,7 +113,7 @@ def _spread(request: _Request) -> "Iterable[int]":
     """Take one by one from the GPU, then the NUMA node, with the fewest claims, those of this request included."""
     import heapq
 
-    on_gpu, on_node = request.counts()
+    on_gpu, on_node = _counts(request)
     nodes: dict[int | None, list[tuple[int, int, Places]]] = {}
     for index, places in request.by_gpu().items():
         gpu = on_gpu.get(index, 0), places[0], places[:0:-1]
@@ -137,7 +131,7 @@ def _spread(request: _Request) -> "Iterable[int]":
 
 def _pack(request: _Request) -> "Iterable[int]":
     """Use up GPUs, then NUMA nodes, that have claims already; of each kind the one of which this leaves least."""
-    on_gpu, on_node = request.counts()
+    on_gpu, on_node = _counts(request)
     begun: list[Places] = []
     nodes: dict[int | None, Places] = {}
     for index, places in request.by_gpu().items():

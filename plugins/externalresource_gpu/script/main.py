@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from externalresource_gpu.host import Host
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
+_ENDING = 1, 2, 15  # SIGHUP, SIGINT, SIGTERM on each Linux; the module signal costs 3 ms
 
 
 class _Ended(BaseException):
@@ -101,10 +102,9 @@ def _answer(options: Options, parent: int) -> str:
 
 def _coordinated(options: Options, parent: int, question: Question, deadline: float) -> str:
     from externalresource.coordination import Coordination, Holder, flock, identify, new_grant, unshielded
-    from externalresource_gpu.script.progress import Progress
 
     owner = Holder(identify(parent if options.owner_pid is None else options.owner_pid), new_grant())
-    progress = Progress()
+    progress = said.Progress()
 
     def pause(seconds: float, reason: str) -> None:
         _check_asker(parent, owner)
@@ -150,7 +150,7 @@ def _sleep(seconds: float) -> None:
     """Let others give back what is waited for; whoever wants to end this may, and it leaves the queue first."""
     import signal
 
-    heeded = {number for number in _ending_signals() if signal.getsignal(number) != signal.SIG_IGN}  # see nohup
+    heeded = {number for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN}  # see nohup
     asked = signal.sigtimedwait(heeded, seconds)
     # A process that was stopped for longer than the pause gets an answer that was never filled in (CPython).
     if asked is None or asked.si_signo not in heeded:
@@ -178,12 +178,6 @@ def _end(number: int, _frame: object) -> None:
     raise _Ended(number)
 
 
-def _ending_signals() -> "set[int]":
-    import signal
-
-    return {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-
-
 def _die_of(number: int) -> "NoReturn":
     import signal
 
@@ -197,7 +191,7 @@ def _hold_signals(*, hold: bool) -> None:
     import signal
 
     how = signal.SIG_BLOCK if hold else signal.SIG_UNBLOCK
-    signal.pthread_sigmask(how, _ending_signals())
+    signal.pthread_sigmask(how, _ENDING)
 
 
 def _check_asker(parent: int, owner: "Holder") -> None:

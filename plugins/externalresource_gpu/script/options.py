@@ -223,7 +223,8 @@ def _from_environment(environment: "Mapping[str, str]", *, driver: bool) -> dict
         option = OPTIONS.get(name)
         if option is None and name != "amount":
             known = [variable(known) for known in (*OPTIONS, "amount")]
-            raise ConfigurationError(f"unknown option {_shown(key)} in the environment{did_you_mean(key, known)}")
+            shown = key if key.isprintable() else repr(key)
+            raise ConfigurationError(f"unknown option {shown} in the environment{did_you_mean(key, known)}")
         if option is None or (option.driver if driver else option.script):
             given[name] = value
         elif not option.value and value != "false":  # the others are for scripts that this process may start
@@ -243,10 +244,6 @@ def _of_a_service(name: str) -> bool:
 
 def _spellings() -> list[str]:
     return [f"--{name}" for name in OPTIONS]
-
-
-def _shown(key: str) -> str:
-    return key if key.isprintable() else repr(key)
 
 
 def variable(name: str) -> str:

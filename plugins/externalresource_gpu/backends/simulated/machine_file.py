@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 from externalresource.api import record, replace
 from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends import pci, reasons
-from externalresource_gpu.backends.simulated import driver, links, made_up, yaml_file
+from externalresource_gpu.backends.simulated import driver, made_up, yaml_file
 from externalresource_gpu.backends.simulated.driver import Driver
 from externalresource_gpu.backends.simulated.yaml_file import Entry
 from externalresource_gpu.choosing.topology import Links
@@ -42,6 +43,10 @@ COMPUTE_MODES = ("Default", "Exclusive_Thread", "Exclusive_Process", "Prohibited
 MIG_MODES = ("Enabled", "Disabled")
 BUS_ID = re.compile(r"([0-9A-Fa-f]{4}){1,2}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-7]")
 PROFILE = re.compile(r"\S*\dg\.\d+gb\S*", re.ASCII)
+#: In a matrix. The `?` that we show to people means something to YAML.
+UNKNOWN = "N/A"
+LEVEL = re.compile(r"NV[1-9]\d?|PSB|PIX|PXB|PHB|NODE|SYS|SOC", re.ASCII)  # PSB and SOC are of old drivers
+_LEVELS = "NV1, NV2, ... (so many NVLinks), PIX, PXB, PHB, NODE or SYS"
 _LAST = 0xFFFF  # of the numbers that stand in made-up UUIDs
 
 
@@ -67,7 +72,7 @@ def read(path: str, seed: str) -> Machine:
     devices = _gpus(sections.get("gpus", document).items("gpus"), each, seed)
     return Machine(
         devices=devices,
-        links=links.read(sections["links"], [device.index for device in devices]) if "links" in sections else {},
+        links=_links(sections["links"], [device.index for device in devices]) if "links" in sections else {},
         driver=driver.read(sections["driver"]) if "driver" in sections else Driver(),
     )
 
@@ -146,6 +151,40 @@ def _instance(gpu: Device, position: int, entry: Entry, seed: str) -> tuple[int,
         gpu_instance=_number(given, "gpu_instance"),
         compute_instance=_number(given, "compute_instance"),
     )
+
+
+def _links(entry: Entry, indices: Sequence[int]) -> Links:
+    """Return the links of a matrix, whose rows are named; or the one that all pairs have."""
+    if entry.scalar is not None:
+        level = _level(entry, entry.scalar)
+        return dict.fromkeys(combinations(indices, 2), level)
+    rows = entry.fields([f"GPU{index}" for index in indices])
+    columns = [int(name.removeprefix("GPU")) for name in rows]
+    links: dict[tuple[int, int], str] = {}
+    seen: dict[tuple[int, int], str] = {}
+    for index, row in zip(columns, rows.values(), strict=True):
+        for other, cell in zip(columns, _cells(row, index, columns), strict=True):
+            pair = min(index, other), max(index, other)
+            if seen.setdefault(pair, cell) != cell:
+                raise row.wrong(f"GPU{index} to GPU{other} is {cell} here, and {seen[pair]} the other way round")
+            if index != other and cell != UNKNOWN:
+                links[pair] = _level(row, cell)
+    return links
+
+
+def _cells(row: Entry, index: int, columns: Sequence[int]) -> list[str]:
+    cells = (row.scalar or "").split()
+    if len(cells) != len(columns):
+        raise row.wrong(f"GPU{index} must have {len(columns)} links, one for each row, not {len(cells)}")
+    if [other for other, cell in zip(columns, cells, strict=True) if cell == "X"] != [index]:
+        raise row.wrong(f"GPU{index} must have X, the link to itself, in column {columns.index(index) + 1} alone")
+    return cells
+
+
+def _level(entry: Entry, word: str) -> str:
+    if not LEVEL.fullmatch(word):
+        raise entry.wrong(f"a link must be {_LEVELS}, not {word!r}; N/A in a matrix is an unknown one")
+    return word
 
 
 def _process(entry: Entry) -> Process:

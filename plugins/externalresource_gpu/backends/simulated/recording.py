@@ -9,8 +9,14 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from externalresource_gpu.backends.simulated.links import LEVEL, UNKNOWN
-from externalresource_gpu.backends.simulated.machine_file import BUS_ID, COMPUTE_MODES, MIG_MODES, PROFILE
+from externalresource_gpu.backends.simulated.machine_file import (
+    BUS_ID,
+    COMPUTE_MODES,
+    LEVEL,
+    MIG_MODES,
+    PROFILE,
+    UNKNOWN,
+)
 from externalresource_gpu.backends.simulated.yaml_file import DIGITS
 from externalresource_gpu.choosing import topology
 from externalresource_gpu.choosing.topology import Links
@@ -100,8 +106,8 @@ def _process(process: Process, pids: dict[int, int]) -> Mapping[str, object]:
 def _links(devices: Sequence[Device], links: Links) -> list[str]:
     """Return the matrix; or the one link that all pairs have."""
     matrix = [
-        [topology.SELF if one is other else _link(topology.link(links, one.index, other.index)) for other in devices]
-        for one in devices
+        [cell if cell == topology.SELF or LEVEL.fullmatch(cell) else UNKNOWN for cell in row]
+        for row in topology.matrix(links, devices)
     ]
     different = {cell for row, cells in enumerate(matrix) for column, cell in enumerate(cells) if row != column}
     if different <= {UNKNOWN}:
@@ -115,10 +121,6 @@ def _links(devices: Sequence[Device], links: Links) -> list[str]:
         "links:",
         *(f"  {name:{wide}} {' '.join(f'{cell:^{widest}}' for cell in cells)}".rstrip() for name, cells in rows),
     ]
-
-
-def _link(word: str | None) -> str:
-    return word if word and LEVEL.fullmatch(word) else UNKNOWN
 
 
 def _lines(values: Mapping[str, object]) -> list[str]:
