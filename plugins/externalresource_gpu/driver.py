@@ -11,14 +11,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
-from externalresource.api import (
-    DeviceInfo,
-    ExternalResourceDriver,
-    ExternalResourceInfo,
-    find_script,
-    hookimpl,
-    order,
-)
+from externalresource.api import DeviceInfo, ExternalResourceDriver, ExternalResourceInfo, find_script, hookimpl, order
 from externalresource.errors import ConfigurationError, ExternalResourceError, did_you_mean
 from externalresource_gpu.question import Question
 from externalresource_gpu.script import dialects, said

@@ -15,6 +15,7 @@ class Query:
 
     def __init__(self, name: str, argv: "Sequence[str]") -> None:
         self._name, self._program, self._began = name, argv[0], time.monotonic()
+        self._is_read = False
         self._child: Child | OSError
         try:
             self._child = Child(argv)
@@ -29,6 +30,7 @@ class Query:
         """
         from externalresource_gpu.backends import reasons
 
+        self._is_read = True
         if isinstance(self._child, OSError):
             raise reasons.not_started(self._name, self._program, self._child) from self._child
         try:
@@ -47,3 +49,11 @@ class Query:
         if status < 0:
             raise reasons.crashed(self._name, -status)
         return status, out, err
+
+    def end(self) -> None:
+        """Kill what still runs, unless its answer was read: nobody would read it."""
+        if not self._is_read:
+            try:  # noqa: SIM105 - contextlib costs the script a millisecond
+                self.answer(0)
+            except DiscoveryError:
+                pass

@@ -7,7 +7,7 @@ from externalresource_gpu.backends.query import Query
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from externalresource_gpu.choosing.topology import Links
     from externalresource_gpu.device import Device
@@ -57,6 +57,7 @@ class NvidiaSmi:
         self._gpus: tuple[Sequence[str], Query] | None = None
         self._topology: Query | None = None
         self._processes: Query | None = None
+        self._asked: list[Query] = []
 
     def start(self) -> None:
         self._drop()
@@ -81,7 +82,7 @@ class NvidiaSmi:
             return {}
         from externalresource_gpu.backends.nvidia_smi import topo
 
-        [matrix] = _answers([query], deadline)
+        matrix = _answer(query, deadline)
         return topo.parse(matrix) if isinstance(matrix, str) else {}
 
     def _answer(self, deadline: float) -> "list[Device]":
@@ -89,15 +90,15 @@ class NvidiaSmi:
 
         found = self._listed(deadline)
         if any(gpu.mig_mode == listing.MIG_ENABLED for gpu in found):
-            instances, details = _answers([self._ask("-L"), self._ask("-q", "-x")], deadline)
+            instances, details = self._ask("-L"), self._ask("-q", "-x")
             from externalresource_gpu.backends.nvidia_smi import mig_listing
 
-            found = mig_listing.attach(found, instances, details)
+            found = mig_listing.attach(found, _answer(instances, deadline), _answer(details, deadline))
         if self._processes is not None:
             query, self._processes = self._processes, None
             from externalresource_gpu.backends.nvidia_smi import compute_apps
 
-            found = compute_apps.attach(found, *_answers([query], deadline))
+            found = compute_apps.attach(found, _answer(query, deadline))
         return found
 
     def _listed(self, deadline: float) -> "list[Device]":
@@ -124,37 +125,28 @@ class NvidiaSmi:
         self, fields: "Sequence[str]", bound: "Sequence[str]", deadline: float
     ) -> "dict[str, str | DiscoveryError]":
         """Return what nvidia-smi says of each GPU that the driver is bound to: old ones give up at one that is lost."""
-        queries = [self._ask(f"--id={bus_id}", *_table(fields)) for bus_id in bound]
-        return dict(zip(bound, _answers(queries, deadline), strict=True))
+        queries = {bus_id: self._ask(f"--id={bus_id}", *_table(fields)) for bus_id in bound}
+        return {bus_id: _answer(query, deadline) for bus_id, query in queries.items()}
 
     def _ask_gpus(self, fields: "Sequence[str]") -> "tuple[Sequence[str], Query]":
         return fields, self._ask(*_table(fields))
 
     def _ask(self, *words: str) -> Query:
-        return Query(self.name, [self._program, *words])
+        self._asked.append(Query(self.name, [self._program, *words]))
+        return self._asked[-1]
 
     def _drop(self) -> None:
-        """End what was asked, and is of no use any more."""
-        queries = [self._gpus and self._gpus[1], self._topology, self._processes]
         self._gpus = self._topology = self._processes = None
-        _end(query for query in queries if query is not None)
+        while self._asked:
+            self._asked.pop().end()
 
 
 def _table(fields: "Sequence[str]") -> "Sequence[str]":
     return f"--query-gpu={','.join(fields)}", _CSV
 
 
-def _answers(queries: "Sequence[Query]", deadline: float) -> "list[str | DiscoveryError]":
-    """Return what nvidia-smi said in full, or why it did not. Raises DiscoveryError only at the deadline."""
-    waiting = list(queries)
-    try:
-        return [_answer(waiting.pop(0), deadline) for _ in queries]
-    except BaseException:
-        _end(waiting)
-        raise
-
-
 def _answer(query: Query, deadline: float) -> "str | DiscoveryError":
+    """Return what nvidia-smi said in full, or why it did not. Raises DiscoveryError only at the deadline."""
     from externalresource_gpu.backends import reasons
     from externalresource_gpu.backends.nvidia_smi import listing
 
@@ -165,15 +157,6 @@ def _answer(query: Query, deadline: float) -> "str | DiscoveryError":
             raise
         return error
     return out if listing.is_answer(status, out) else reasons.nvidia_smi_failed(status, out.strip() or err)
-
-
-def _end(queries: "Iterable[Query]") -> None:
-    """Kill what still runs: nobody would read it."""
-    for query in queries:
-        try:
-            query.answer(0)
-        except DiscoveryError:
-            continue
 
 
 def _fields(version: str) -> "Sequence[str]":

@@ -81,9 +81,7 @@ def parse(output: str, fields: Sequence[str], numa_node: Callable[[str], int | N
 
 
 def parse_each(
-    answers: Mapping[str, str | DiscoveryError],
-    fields: Sequence[str],
-    numa_node: Callable[[str], int | None],
+    answers: Mapping[str, str | DiscoveryError], fields: Sequence[str], numa_node: Callable[[str], int | None]
 ) -> list[Device]:
     """Return the same devices, of answers for one bus id each; where there is no row, the GPU is unusable."""
     rows: list[str] = []
@@ -98,10 +96,7 @@ def parse_each(
 
 
 def _devices(
-    rows: Sequence[str],
-    lost: Sequence[_Lost],
-    fields: Sequence[str],
-    numa_node: Callable[[str], int | None],
+    rows: Sequence[str], lost: Sequence[_Lost], fields: Sequence[str], numa_node: Callable[[str], int | None]
 ) -> list[Device]:
     found, unlisted = [], [*lost]
     for row in rows:
@@ -144,12 +139,14 @@ def _cells(row: str, fields: Sequence[str]) -> dict[str, str]:
 
 
 def _device(row: str, cells: dict[str, str], numa_node: Callable[[str], int | None]) -> Device:
+    if not is_number(cells["index"]):
+        raise _unreadable(row, f"{cells['index']!r} is no number")
     bus_id = _known(cells, "pci.bus_id")
     compute_mode = _known(cells, "compute_mode")
     mig_mode = _known(cells, "mig.mode.current")
     failures = [failure for cell in cells.values() if (failure := _failure(cell))]
     return Device(
-        index=_index(row, cells["index"]),
+        index=int(cells["index"]),
         uuid=_known(cells, "uuid"),
         name=_known(cells, "name"),
         memory_total=_mib(cells, "memory.total", failures),
@@ -169,11 +166,8 @@ def _lost_devices(lost: list[_Lost], listed: set[int]) -> Iterator[Device]:
     named = {index for index, _, _ in lost if index is not None}
     gaps = (index for index in range(len(listed) + len(lost)) if index not in listed | named)
     for index, bus_id, reason in sorted(lost, key=lambda gpu: pci.canonical(gpu[1] or "")):
-        yield Device(
-            index=next(gaps) if index is None else index,
-            pci_bus_id=bus_id and pci.canonical(bus_id),
-            unusable=reason,
-        )
+        place = next(gaps) if index is None else index
+        yield Device(place, pci_bus_id=bus_id and pci.canonical(bus_id), unusable=reason)
 
 
 def _known(cells: dict[str, str], field: str) -> str | None:
@@ -184,12 +178,6 @@ def _known(cells: dict[str, str], field: str) -> str | None:
 def _failure(cell: str) -> str | None:
     """Return the error that stands in the place of a value."""
     return cell.strip("[]") if cell.startswith("[") and cell not in _UNKNOWN else None
-
-
-def _index(row: str, cell: str) -> int:
-    if not is_number(cell):
-        raise _unreadable(row, f"{cell!r} is no number")
-    return int(cell)
 
 
 def _mib(cells: dict[str, str], field: str, failures: list[str]) -> int | None:

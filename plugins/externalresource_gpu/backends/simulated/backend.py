@@ -39,7 +39,7 @@ class Simulated:
         if self._number is None:
             found = self._ask(deadline)
         else:
-            found = made_up.count(self._number, processes=() if self._processes else None)
+            found = made_up.count(self._number)
             self._links = made_up.count_links(self._number) if self._topology else {}
         if self._processes:
             return found

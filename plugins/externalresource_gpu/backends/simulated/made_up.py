@@ -8,10 +8,6 @@ import zlib
 
 from externalresource_gpu.device import Device
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from externalresource_gpu.choosing.topology import Links
-
 #: The most GPUs of a simulated machine.
 MOST = 1024
 _CONNECTED = 16  # of a number; for more of them half a million pairs would be written down
@@ -40,7 +36,7 @@ def instance_uuid(machine: str, index: int, mig_index: int) -> str:
     return f"MIG-5100{index:04x}-{mig_index:04x}-5000-9000-{zlib.crc32(machine.encode()):012x}"
 
 
-def count(number: int, processes: tuple[()] | None = ()) -> list[Device]:
+def count(number: int) -> list[Device]:
     """Return as many idle A100, half of them on each of two NUMA nodes."""
     return [
         Device(
@@ -53,13 +49,13 @@ def count(number: int, processes: tuple[()] | None = ()) -> list[Device]:
             compute_mode="Default",
             mig_mode="Disabled",
             numa_node=2 * index // number,
-            processes=processes,
+            processes=(),
         )
         for index in range(number)
     ]
 
 
-def count_links(number: int) -> "Links":
+def count_links(number: int) -> dict[tuple[int, int], str]:
     """Return how so many A100 are connected: each with each by twelve NVLinks, if one machine can have so many."""
     pairs = ((first, second) for second in range(number) for first in range(second))
     return dict.fromkeys(pairs, "NV12") if number <= _CONNECTED else {}
