@@ -13,7 +13,7 @@ from typing import Any
 from externalresource.records import replace
 from externalresource_gpu import foreign_script
 from externalresource_gpu.backends.nvidia_smi import backend as nvidia_smi
-from externalresource_gpu.backends.nvidia_smi import compute_apps, listing, mig_listing, topo
+from externalresource_gpu.backends.nvidia_smi import listing, mig_listing, topo
 from externalresource_gpu.backends.nvml import backend as nvml
 from externalresource_gpu.backends.simulated import machine_file, made_up, recording
 from externalresource_gpu.choosing import candidates, policies, topology
@@ -117,7 +117,7 @@ def _read_xml(text: str) -> object:
 
 
 def _read_apps(text: str) -> object:
-    devices = compute_apps.attach(_HOST, text)
+    devices = listing.attach_processes(_HOST, text)
     _check(devices)
     return [None if device.processes is None else len(device.processes) for device in devices]
 

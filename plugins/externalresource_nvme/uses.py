@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from externalresource_nvme.disks import Part
@@ -49,10 +50,10 @@ class Uses:
 
 def read(sysfs: str, proc: str, dev: str) -> Uses:
     """Return what is used. OSError if it cannot be told, ValueError if it is not as the kernel documents it."""
-    own = _mounts(os.path.join(proc, "self", "mountinfo"), dev)
-    return Uses(
-        [*own, *_first_process(proc, dev)], _swaps(proc, dev), dict(_file_systems(sysfs)), dict(_behind(sysfs, dev))
-    )
+    mounts = _mounts(os.path.join(proc, "self", "mountinfo"), dev)
+    with suppress(OSError):  # init may have some that we have not, and whoever is not root sees only his own
+        mounts += _mounts(os.path.join(proc, "1", "mountinfo"), dev)
+    return Uses(mounts, _swaps(proc, dev), dict(_file_systems(sysfs)), dict(_behind(sysfs, dev)))
 
 
 def _mounts(path: str, dev: str) -> list[Mount]:
@@ -66,14 +67,6 @@ def _mount(line: str, path: str, dev: str) -> Mount:
     if len(fields) < 6 or len(more) < 2 or ":" not in fields[2]:  # noqa: PLR2004 - see proc(5)
         raise ValueError(f"{path} has a line that is no mount: {line[:80].strip()!r}")
     return Mount(fields[2], [_device(source, dev) for source in _unescaped(more[1]).split(":")], _unescaped(fields[4]))
-
-
-def _first_process(proc: str, dev: str) -> list[Mount]:
-    """Return the mounts of init, which may have some that we have not: whoever is not root sees only his own."""
-    try:
-        return _mounts(os.path.join(proc, "1", "mountinfo"), dev)
-    except OSError:
-        return []
 
 
 def _swaps(proc: str, dev: str) -> list[str]:

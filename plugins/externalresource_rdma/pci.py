@@ -54,11 +54,9 @@ def one_numa_node(root: str) -> bool:
 
 def nearest(adapter: Function, others: Sequence[Function], *, one_node: bool) -> Near | None:
     """Return which of the others are the nearest; None if there are none."""
-    distances = [distance(adapter, other, one_node=one_node) for other in others]
-    shortest = min(distances, key=DISTANCES.index, default=None)
-    if shortest is None:
-        return None
-    return shortest, [other for other, far in zip(others, distances, strict=True) if far == shortest]
+    far = {other: distance(adapter, other, one_node=one_node) for other in others}
+    shortest = min(far.values(), key=DISTANCES.index, default="")
+    return (shortest, [other for other in others if far[other] == shortest]) if shortest else None
 
 
 def distance(one: Function, other: Function, *, one_node: bool) -> str:

@@ -9,7 +9,7 @@ from externalresource.api import Device
 from externalresource.errors import did_you_mean
 
 _TOKEN = re.compile(r"[\w.:/@+=#~-]*[A-Za-z0-9][\w.:/@+=#~-]*", re.ASCII)
-_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 # Control characters, ends of lines, halves of characters, and what stands for bytes that are not UTF-8.
 _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffd]")
 _NO_DEVICES = ("none", "null", "nil", "n/a", "undefined", "unknown", "error")  # what scripts print for want of one
@@ -95,26 +95,10 @@ def _device(number: int, found: Mapping[str, Any]) -> Device:
         _refuse(number, "an empty 'unusable'; it is a reason, to be left out if there is none")
     return Device(
         **{key: _token(number, given[key], repr(key)) for key in _TOKENS if key in given},
-        properties=_properties(number, given.get("properties", {})),
-        environment=_environment(number, given.get("environment", {})),
+        properties=_texts(number, given.get("properties", {}), "properties"),
+        environment=_texts(number, given.get("environment", {}), "environment"),
         unusable=unusable,
     )
-
-
-def _properties(number: int, value: Any) -> dict[str, str]:
-    properties = _texts(number, value, "properties")
-    for name in properties:
-        if name in _TAKEN:
-            _refuse(number, f"{name!r} in 'properties', where it must stand beside them")
-    return properties
-
-
-def _environment(number: int, value: Any) -> dict[str, str]:
-    environment = _texts(number, value, "environment")
-    for name in environment:
-        if not _VARIABLE.fullmatch(name):
-            _refuse(number, f"{name[:_SHOWN]!r} in 'environment', which is no name of a variable")
-    return environment
 
 
 def _texts(number: int, value: Any, key: str) -> dict[str, str]:
@@ -124,7 +108,13 @@ def _texts(number: int, value: Any, key: str) -> dict[str, str]:
         if not name.strip() or _UNSEEN.search(name):
             _refuse(number, f"{_shown(name)} as a name in {key!r}")
     what = f"a value in {key!r}"
-    return {name: _text(number, text, what) for name, text in value.items() if text is not None}
+    texts = {name: _text(number, text, what) for name, text in value.items() if text is not None}
+    for name in texts:
+        if key == "properties" and name in _TAKEN:
+            _refuse(number, f"{name!r} in 'properties', where it must stand beside them")
+        if key == "environment" and not VARIABLE.fullmatch(name):
+            _refuse(number, f"{name[:_SHOWN]!r} in 'environment', which is no name of a variable")
+    return texts
 
 
 def _text(number: int, value: Any, what: str) -> str:

@@ -22,7 +22,6 @@ from externalresource.errors import ConfigurationError, DiscoveryError
 from externalresource_script import answer
 
 _CLASS = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")  # a part of the coordination file's name
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class Options:
         if self.seconds is not None and not 0 < self.seconds <= LONGEST:
             most = f"a number of seconds up to {LONGEST:g}"
             raise ValueError(f"option 'discovery-script.timeout' must be {most}, not {self.seconds:g}")
-        if not _VARIABLE.fullmatch(self.variable):
+        if not answer.VARIABLE.fullmatch(self.variable):
             raise ValueError(f"option 'environment-variable' must be a variable's name, not {self.variable!r}")
 
     @property

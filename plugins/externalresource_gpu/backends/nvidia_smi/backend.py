@@ -96,9 +96,7 @@ class NvidiaSmi:
             found = mig_listing.attach(found, _answer(instances, deadline), _answer(details, deadline))
         if self._processes is not None:
             query, self._processes = self._processes, None
-            from externalresource_gpu.backends.nvidia_smi import compute_apps
-
-            found = compute_apps.attach(found, _answer(query, deadline))
+            found = listing.attach_processes(found, _answer(query, deadline))
         return found
 
     def _listed(self, deadline: float) -> "list[Device]":

@@ -1,10 +1,11 @@
 """What nvidia-smi printed: devices, or a line that cannot be one. Touches no process and no file."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from externalresource.api import replace
 from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends import pci, reasons
-from externalresource_gpu.device import Device
+from externalresource_gpu.device import Device, Process
 
 #: A GPU that nvidia-smi could not list: its index and bus id, as far as they are known, and the reason.
 _Lost = tuple[int | None, str | None, str]
@@ -17,7 +18,8 @@ MIG_ENABLED = "Enabled"
 _LOST = "Unable to determine the device handle for GPU"
 # "GPU1: 0000:02:00.0: reason", "GPU 0000:02:00.0: reason" and "GPU0000:02:00.0: reason", by age of the driver
 _LOST_GPU = r" ?(?:(?P<index>[0-9]{1,9}): )?(?P<bus_id>[\dA-Fa-f]+(?::[\dA-Fa-f.]+)+): (?P<reason>.+)"
-_DIGITS = 18  # of a number
+_DIGITS = 18  # of a number that int() takes
+_COLUMNS_OF_PROCESSES = 3
 # Texts that say nothing about the GPU's health: what the cell asks for does not exist, here or any more.
 _UNKNOWN = {
     "",
@@ -62,16 +64,6 @@ def names_lost(output: str) -> bool:
     return bool(_split(output)[1])
 
 
-def is_aside(line: str) -> bool:
-    """Whether the line warns of something, or names a lost GPU, which has no row: whatever was asked."""
-    return line.startswith(_WARNING) or _lost(line) is not None
-
-
-def is_number(cell: str) -> bool:
-    """Whether the cell is a number, and one that int() takes."""
-    return cell.isascii() and cell.isdigit() and len(cell) <= _DIGITS
-
-
 def parse(output: str, fields: Sequence[str], numa_node: Callable[[str], int | None]) -> list[Device]:
     """Return the devices of `--query-gpu=FIELDS --format=csv,noheader,nounits`, by index.
 
@@ -93,6 +85,17 @@ def parse_each(
             said = answer if isinstance(answer, DiscoveryError) else "nvidia-smi does not list it"
             lost += unlisted[:1] or [(None, bus_id, reasons.quote(str(said)))]
     return _devices(rows, lost, fields, numa_node)
+
+
+def attach_processes(gpus: Iterable[Device], said: str | DiscoveryError) -> list[Device]:
+    """Return the GPUs with what computes on them, by `--query-compute-apps=gpu_uuid,pid,used_memory`.
+
+    It is unknown where nvidia-smi does not tell of it.
+    """
+    found = _processes(said) if isinstance(said, str) else None
+    if found is None:
+        return list(gpus)
+    return [replace(gpu, processes=found.get(gpu.uuid, ())) if gpu.uuid else gpu for gpu in gpus]
 
 
 def _devices(
@@ -139,7 +142,7 @@ def _cells(row: str, fields: Sequence[str]) -> dict[str, str]:
 
 
 def _device(row: str, cells: dict[str, str], numa_node: Callable[[str], int | None]) -> Device:
-    if not is_number(cells["index"]):
+    if not _is_number(cells["index"]):
         raise _unreadable(row, f"{cells['index']!r} is no number")
     bus_id = _known(cells, "pci.bus_id")
     compute_mode = _known(cells, "compute_mode")
@@ -183,10 +186,38 @@ def _failure(cell: str) -> str | None:
 def _mib(cells: dict[str, str], field: str, failures: list[str]) -> int | None:
     """Return the number in the cell, if there is one; what is neither a number nor `[...]` is one more failure."""
     cell = _known(cells, field)
-    if cell is None or is_number(cell):
+    if cell is None or _is_number(cell):
         return None if cell is None else int(cell)
     failures.append(f"{field} is {reasons.quote(cell)!r}")
     return None
+
+
+def _is_number(cell: str) -> bool:
+    return cell.isascii() and cell.isdigit() and len(cell) <= _DIGITS
+
+
+def _processes(text: str) -> Mapping[str, tuple[Process, ...] | None] | None:
+    """Return the processes by the UUID of their GPU, in the order of their pids; None for a GPU that cannot tell.
+
+    A GPU that is not mentioned has none. Returns None if a line says anything else: what it stands for is unknown.
+    """
+    found: dict[str, list[Process] | None] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        cells = [cell.strip() for cell in line.split(",")]
+        if line.startswith(_WARNING) or _lost(line):
+            continue
+        if len(cells) != _COLUMNS_OF_PROCESSES:
+            return None
+        uuid, pid, memory = cells
+        before = found.setdefault(uuid, [])
+        if not _is_number(pid):
+            found[uuid] = None
+        elif before is not None:
+            before.append(Process(int(pid), int(memory) if _is_number(memory) else None))
+    return {
+        uuid: None if known is None else tuple(sorted(known, key=lambda process: process.pid))
+        for uuid, known in found.items()
+    }
 
 
 def _unreadable(row: str, reason: str) -> DiscoveryError:

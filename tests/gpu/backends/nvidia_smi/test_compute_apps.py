@@ -1,14 +1,14 @@
 import pytest
 
 from externalresource.errors import DiscoveryError
-from externalresource_gpu.backends.nvidia_smi import compute_apps
+from externalresource_gpu.backends.nvidia_smi import listing
 from externalresource_gpu.device import Device, Process
 
 GPUS = [Device(0, "GPU-0"), Device(1, "GPU-1"), Device(2)]
 
 
 def processes(said: str | DiscoveryError) -> list[tuple[Process, ...] | None]:
-    return [gpu.processes for gpu in compute_apps.attach(GPUS, said)]
+    return [gpu.processes for gpu in listing.attach_processes(GPUS, said)]
 
 
 def test_processes_are_those_of_their_gpu_by_pid() -> None:
