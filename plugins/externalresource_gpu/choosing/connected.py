@@ -98,10 +98,7 @@ class _Graph:
 
 
 def _graph(devices: Sequence[Device], links: Links) -> _Graph | None:
-    gpus: dict[int, list[int]] = {}
-    for place, device in enumerate(devices):
-        gpus.setdefault(device.index, []).append(place)
-    units = list(gpus.values())
+    units = list(topology.by_gpu(devices).values())
     if len(units) > _MOST:
         links, units = {}, _by_node(units, devices)
     if len(units) > _MOST:

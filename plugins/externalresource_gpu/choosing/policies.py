@@ -4,6 +4,7 @@ Every policy depends on its arguments alone, and gives its devices in the order 
 """
 
 from externalresource.api import record
+from externalresource_gpu.choosing import topology
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,12 +68,6 @@ class _Request:
     claims: "Sequence[Claim]"
     devices: "Sequence[Device]"
 
-    def by_gpu(self) -> "dict[int, Places]":
-        gpus: dict[int, list[int]] = {}
-        for place, device in enumerate(self.free):
-            gpus.setdefault(device.index, []).append(place)
-        return gpus
-
     def node(self, place: int) -> int | None:
         return self.free[place].numa_node
 
@@ -115,7 +110,7 @@ def _spread(request: _Request) -> "Iterable[int]":
 
     on_gpu, on_node = _counts(request)
     nodes: dict[int | None, list[tuple[int, int, Places]]] = {}
-    for index, places in request.by_gpu().items():
+    for index, places in topology.by_gpu(request.free).items():
         gpu = on_gpu.get(index, 0), places[0], places[:0:-1]
         heapq.heappush(nodes.setdefault(request.node(places[0]), []), gpu)
     for _ in range(request.amount):
@@ -134,7 +129,7 @@ def _pack(request: _Request) -> "Iterable[int]":
     on_gpu, on_node = _counts(request)
     begun: list[Places] = []
     nodes: dict[int | None, Places] = {}
-    for index, places in request.by_gpu().items():
+    for index, places in topology.by_gpu(request.free).items():
         if on_gpu.get(index):
             begun.append(places)
         else:

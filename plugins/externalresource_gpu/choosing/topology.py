@@ -38,6 +38,14 @@ def closeness(links: Links, one: Device, other: Device) -> int:
     return 2 * rank(known) + (one.numa_node is not None and one.numa_node == other.numa_node)
 
 
+def by_gpu(devices: Sequence[Device]) -> dict[int, list[int]]:
+    """Return the places of the devices in their order, by the index of the GPU that they are, or are slices of."""
+    gpus: dict[int, list[int]] = {}
+    for place, device in enumerate(devices):
+        gpus.setdefault(device.index, []).append(place)
+    return gpus
+
+
 def link(links: Links, one: int, other: int) -> str | None:
     """Return the link of two GPUs by index, whichever is first: `X` for a GPU and itself, None if it is unknown."""
     if one == other:

@@ -1,4 +1,4 @@
-"""The child process that asks NVML: one line of JSON on stdout, read by `nvml.read`.
+"""The child process that asks NVML: one line of JSON on stdout, read by `answer.read`.
 
 Its arguments name what is wanted beyond the GPUs: `topology`, `processes`.
 """

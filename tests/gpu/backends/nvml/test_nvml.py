@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from externalresource.errors import DiscoveryError
-from externalresource_gpu.backends.nvml import backend
+from externalresource_gpu.backends.nvml import answer
 from externalresource_gpu.backends.nvml.backend import Nvml
 from externalresource_gpu.choosing.topology import Links
 from externalresource_gpu.device import Device, Process
@@ -73,7 +73,7 @@ def test_lost_gpu_has_the_bus_id_that_the_driver_still_lists_for_it(stub: Stub) 
 
 def test_driver_lists_gpus_by_text_and_nvml_by_number() -> None:
     first, second = "00009000:01:00.0", "00010000:01:00.0"
-    assert backend.placed([Device(0, pci_bus_id=first), Device(1)], ["10000:01:00.0", "9000:01:00.0"]) == [
+    assert answer.placed([Device(0, pci_bus_id=first), Device(1)], ["10000:01:00.0", "9000:01:00.0"]) == [
         Device(0, pci_bus_id=first),
         Device(1, pci_bus_id=second),
     ]
