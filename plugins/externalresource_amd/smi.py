@@ -98,7 +98,6 @@ def _failed(command: Sequence[str], said: str, status: int = 0) -> UnavailableEr
 
 
 def _reason(said: str) -> str:
-    """Return what to do about it, if that is known."""
     lower = said.lower()
     if any(word in lower for word in _NO_DRIVER):
         return "the amdgpu driver is not loaded (try: modprobe amdgpu): "

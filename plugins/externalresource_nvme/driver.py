@@ -37,7 +37,6 @@ def nvme(options: Options) -> Iterator[Device]:
 
 
 def _uses(options: Options) -> Uses | str:
-    """Return who uses what on this host, or why that is not known."""
     try:
         return uses.read(options.sysfs, options.proc, options.dev)
     except (OSError, ValueError) as error:

@@ -54,7 +54,6 @@ def _path(coordination_file: str) -> str:
 
 
 def _remembered(path: str) -> tuple[int, int] | tuple[None, None]:
-    """Return the process and its pid namespace."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             pid, namespace = file.read(40).split()

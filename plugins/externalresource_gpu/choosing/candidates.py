@@ -1,10 +1,12 @@
 """Which of the devices may be handed out to whom asks, and why the others may not. Pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
-
 from externalresource.api import record, replace
 from externalresource.errors import NotEnoughDevicesError, too_few
 from externalresource_gpu.device import Device
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 INSTANCES, GPUS = "instances", "gpus"
 _SHOWN = 24  # characters of a mask
@@ -25,7 +27,7 @@ class Wanted:
     mask: str | None = None
 
 
-def listed(gpus: Sequence[Device], shown: Sequence[Device], wanted: Wanted) -> list[Device]:
+def listed(gpus: "Sequence[Device]", shown: "Sequence[Device]", wanted: Wanted) -> list[Device]:
     """Return all GPUs, each followed by its MIG instances; what must not be handed out says why.
 
     `shown` is what the mask shows.
@@ -47,7 +49,7 @@ def listed(gpus: Sequence[Device], shown: Sequence[Device], wanted: Wanted) -> l
     return [judged(gpu, device) for gpu in gpus for device in (gpu, *gpu.instances)]
 
 
-def usable(devices: Sequence[Device], shown: Sequence[Device], amount: int) -> list[Device]:
+def usable(devices: "Sequence[Device]", shown: "Sequence[Device]", amount: int) -> list[Device]:
     """Return those of the listed devices that may be handed out, in the order of the mask.
 
     NotEnoughDevicesError if this host could never give `amount`.
@@ -62,7 +64,7 @@ def usable(devices: Sequence[Device], shown: Sequence[Device], amount: int) -> l
     return [found[device.place] for device in shown if device.place in found]
 
 
-def why_not_now(device: Device, now: Mapping[str, Device]) -> str | None:
+def why_not_now(device: Device, now: "Mapping[str, Device]") -> str | None:
     """Return why a device must not be handed out any more, by what is listed now, by place; None if it may."""
     found = now.get(device.place)
     if found is None or found.uuid not in (None, device.uuid):  # a lost GPU does not even tell its UUID
@@ -70,7 +72,7 @@ def why_not_now(device: Device, now: Mapping[str, Device]) -> str | None:
     return found.unusable
 
 
-def reasons_now(devices: Sequence[Device], now: Mapping[str, Device]) -> str:
+def reasons_now(devices: "Sequence[Device]", now: "Mapping[str, Device]") -> str:
     """Return why some of the devices must not be handed out any more."""
     return "; ".join(_reasons([replace(device, unusable=why_not_now(device, now)) for device in devices]))
 
@@ -112,7 +114,7 @@ def _short(mask: str) -> str:
     return short if short.isprintable() else repr(short)
 
 
-def _reasons(devices: Sequence[Device]) -> Iterator[str]:
+def _reasons(devices: "Sequence[Device]") -> "Iterator[str]":
     """Yield each reason once, with the devices that it keeps from being handed out."""
     places: dict[str, list[str]] = {}
     for device in devices:

@@ -7,19 +7,21 @@ itself counts the GPUs that it can see, so that behind a lost GPU its numbers ar
 its order by speed, makes a mask mean something else to CUDA than to us.
 """
 
-from collections.abc import Callable, Sequence
-
 from externalresource_gpu.device import Device
 
-#: A device by one entry of the mask; None if there is none, or more than one.
-_Find = Callable[[str], Device | None]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    #: A device by one entry of the mask; None if there is none, or more than one.
+    _Find = Callable[[str], Device | None]
 
 PCI_ORDER = "PCI_BUS_ID"
 _BLANKS = " \t\n\v\f\r"  # those of C; str.strip() knows more
 _DIGITS = "0123456789"
 
 
-def visible(mask: str | None, devices: Sequence[Device], *, one_instance: bool = True) -> list[Device]:
+def visible(mask: str | None, devices: "Sequence[Device]", *, one_instance: bool = True) -> list[Device]:
     """Return what a process with this mask sees, in CUDA's order; unusable devices, too, each with its reason.
 
     `devices` are the host's GPUs with their instances. No mask (None) shows all: each GPU, or its instances if MIG is
@@ -39,7 +41,7 @@ def visible(mask: str | None, devices: Sequence[Device], *, one_instance: bool =
     return [first] if first is not None and one_instance else shown
 
 
-def ordinal(device: Device, shown: Sequence[Device]) -> int | None:
+def ordinal(device: Device, shown: "Sequence[Device]") -> int | None:
     """Return by which number CUDA knows a device in a process that sees `shown`; None if by none.
 
     A process sees one MIG instance and nothing beside it: among several devices with an instance, none has a number.
@@ -51,7 +53,9 @@ def ordinal(device: Device, shown: Sequence[Device]) -> int | None:
     return counted.index(device.place) if device.place in counted else None
 
 
-def ambiguity(mask: str | None, devices: Sequence[Device], order: str | None, *, relative: bool = False) -> str | None:
+def ambiguity(
+    mask: str | None, devices: "Sequence[Device]", order: str | None, *, relative: bool = False
+) -> str | None:
     """Return why the mask may mean other GPUs to CUDA than to nvidia-smi; None if it means the same.
 
     `order` is CUDA_DEVICE_ORDER. With `relative` the question is that of ordinals, which no mask leaves to the order.
@@ -71,7 +75,7 @@ def ambiguity(mask: str | None, devices: Sequence[Device], order: str | None, *,
     return None
 
 
-def _first_lost(devices: Sequence[Device]) -> int:
+def _first_lost(devices: "Sequence[Device]") -> int:
     """Return the first index that CUDA cannot count: that of a lost GPU, or the one after the last."""
     seen = {gpu.index for gpu in devices if _is_seen(gpu)}
     return next(index for index in range(len(seen) + 1) if index not in seen)
@@ -82,7 +86,7 @@ def _is_seen(device: Device) -> bool:
     return device.uuid is not None or device.unusable is None
 
 
-def _shown(gpu: Device) -> Sequence[Device]:
+def _shown(gpu: Device) -> "Sequence[Device]":
     return gpu.instances if gpu.mig_mode == "Enabled" else (gpu,)
 
 
@@ -90,7 +94,7 @@ def _is_instance(device: Device) -> bool:
     return device.mig_index is not None
 
 
-def _by_uuid(entries: Sequence[str], devices: Sequence[Device]) -> list[Device]:
+def _by_uuid(entries: "Sequence[str]", devices: "Sequence[Device]") -> list[Device]:
     def find(prefix: str) -> Device | None:
         named = [gpu for gpu in devices if gpu.uuid is not None and gpu.uuid.startswith(prefix)]
         return named[0] if len(named) == 1 else None
@@ -98,7 +102,7 @@ def _by_uuid(entries: Sequence[str], devices: Sequence[Device]) -> list[Device]:
     return _listed([entry if entry.startswith("GPU-") else None for entry in entries], find)
 
 
-def _by_instance(entries: Sequence[str], devices: Sequence[Device]) -> list[Device]:
+def _by_instance(entries: "Sequence[str]", devices: "Sequence[Device]") -> list[Device]:
     instances = {name: instance for gpu in devices for instance in gpu.instances for name in _names(instance)}
     return _listed([entry if entry.startswith("MIG-") else None for entry in entries], instances.get)
 
@@ -110,7 +114,7 @@ def _names(instance: Device) -> list[str]:
     return [name for name in (instance.uuid, old) if name is not None]
 
 
-def _by_index(entries: Sequence[str], devices: Sequence[Device]) -> list[Device]:
+def _by_index(entries: "Sequence[str]", devices: "Sequence[Device]") -> list[Device]:
     gpus = {str(gpu.index): gpu for gpu in devices}
     last = _size(max(gpus, key=_size, default=""))
     return _listed([_number(entry) for entry in entries], gpus.get, lambda number: _size(number) < last)
@@ -122,7 +126,7 @@ def _size(number: str) -> tuple[int, str]:
 
 
 def _listed(
-    entries: Sequence[str | None], find: _Find, is_gap: Callable[[str], bool] = lambda _: False
+    entries: "Sequence[str | None]", find: "_Find", is_gap: "Callable[[str], bool]" = lambda _: False
 ) -> list[Device]:
     """Return what the entries name, up to the first that names nothing; nothing at all if one is named twice.
 

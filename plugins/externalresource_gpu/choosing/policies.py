@@ -4,7 +4,6 @@ Every policy depends on its arguments alone, and gives its devices in the order 
 """
 
 from externalresource.api import record
-from externalresource_gpu.choosing import topology
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,6 +107,8 @@ def _spread(request: _Request) -> "Iterable[int]":
     """Take one by one from the GPU, then the NUMA node, with the fewest claims, those of this request included."""
     import heapq
 
+    from externalresource_gpu.choosing import topology
+
     on_gpu, on_node = _counts(request)
     nodes: dict[int | None, list[tuple[int, int, Places]]] = {}
     for index, places in topology.by_gpu(request.free).items():
@@ -126,6 +127,8 @@ def _spread(request: _Request) -> "Iterable[int]":
 
 def _pack(request: _Request) -> "Iterable[int]":
     """Use up GPUs, then NUMA nodes, that have claims already; of each kind the one of which this leaves least."""
+    from externalresource_gpu.choosing import topology
+
     on_gpu, on_node = _counts(request)
     begun: list[Places] = []
     nodes: dict[int | None, Places] = {}
@@ -166,7 +169,6 @@ def _shares(groups: "Sequence[Places]", amount: int) -> "list[tuple[Places, int]
 
 
 def _connected(request: _Request) -> "Iterable[int]":
-    """Take the best-connected set."""
     from externalresource_gpu.choosing import connected
 
     found = connected.closest(request.free, request.amount, request.links)

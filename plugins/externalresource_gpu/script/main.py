@@ -72,7 +72,6 @@ def _run(words: "Sequence[str]", parent: int) -> int:
 
 
 def _decide(options: Options, parent: int) -> None:
-    """Answer, and write to the log file how."""
     try:
         decision = _answer(options, parent)
     except ExternalResourceError as error:

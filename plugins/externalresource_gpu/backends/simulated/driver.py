@@ -73,7 +73,6 @@ def read(entry: Entry) -> Driver:
 
 
 def _said(status: int) -> str:
-    """Return what nvidia-smi says when it ends with this exit status."""
     code = reasons.UNKNOWN if status == _TOO_LARGE else status
     return f"Failed to initialize NVML: {reasons.words(code)}" if status else ""
 

@@ -4,10 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-from externalresource.api import record, replace
+from externalresource.api import read_text, read_yaml, record, replace
 from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends import pci, reasons
-from externalresource_gpu.backends.simulated import driver, made_up, yaml_file
+from externalresource_gpu.backends.simulated import driver, made_up
 from externalresource_gpu.backends.simulated.driver import Driver
 from externalresource_gpu.backends.simulated.yaml_file import Entry
 from externalresource_gpu.choosing.topology import Links
@@ -15,27 +15,9 @@ from externalresource_gpu.device import Device, Process
 
 _SECTIONS = ("gpus", "each", "links", "driver")
 _OWN = ("index", "uuid", "pci_bus_id")
-_SHARED = (
-    "name",
-    "memory_total",
-    "memory_used",
-    "compute_mode",
-    "mig_mode",
-    "numa_node",
-    "unusable",
-    "processes",
-    "instances",
-)
-_INSTANCE = (
-    "profile",
-    "uuid",
-    "mig_index",
-    "gpu_instance",
-    "compute_instance",
-    "memory_total",
-    "memory_used",
-    "unusable",
-)
+_MEMORY = ("memory_total", "memory_used")
+_SHARED = ("name", *_MEMORY, "compute_mode", "mig_mode", "numa_node", "unusable", "processes", "instances")
+_INSTANCE = ("profile", "uuid", "mig_index", "gpu_instance", "compute_instance", *_MEMORY, "unusable")
 _PROCESS = ("pid", "memory")
 #: All that a file may say.
 KEYS = frozenset({*_SECTIONS, *_OWN, *_SHARED, *_INSTANCE, *_PROCESS, *driver.KEYS})
@@ -64,7 +46,7 @@ def read(path: str, seed: str) -> Machine:
 
     DiscoveryError names the file, the line and what is allowed there.
     """
-    document = yaml_file.load(path)
+    document = read_yaml(read_text(path, DiscoveryError), path, DiscoveryError, Entry)
     if document is None:
         raise DiscoveryError(f"{path} is empty: it must have a list `gpus:`")
     sections = document.fields(_SECTIONS)

@@ -105,10 +105,9 @@ def _process(process: Process, pids: dict[int, int]) -> Mapping[str, object]:
 
 def _links(devices: Sequence[Device], links: Links) -> list[str]:
     """Return the matrix; or the one link that all pairs have."""
-    matrix = [
-        [cell if cell == topology.SELF or LEVEL.fullmatch(cell) else UNKNOWN for cell in row]
-        for row in topology.matrix(links, devices)
-    ]
+    known = {pair: word for pair, word in links.items() if LEVEL.fullmatch(word)}
+    shown = topology.matrix(known, devices)
+    matrix = [[UNKNOWN if cell == topology.UNKNOWN else cell for cell in row] for row in shown]
     different = {cell for row, cells in enumerate(matrix) for column, cell in enumerate(cells) if row != column}
     if different <= {UNKNOWN}:
         return []
@@ -124,7 +123,6 @@ def _links(devices: Sequence[Device], links: Links) -> list[str]:
 
 
 def _lines(values: Mapping[str, object]) -> list[str]:
-    """Return `key: value` for what is known."""
     return [f"{key}: {_scalar(key, value)}" for key, value in values.items() if _is_known(value)]
 
 

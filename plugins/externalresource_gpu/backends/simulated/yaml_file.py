@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable
 
-from externalresource.api import YamlNode, read_text, read_yaml
-from externalresource.errors import DiscoveryError, did_you_mean
+from externalresource.api import YamlNode
+from externalresource.errors import did_you_mean
 
 DIGITS = 18  # of a number
 
@@ -80,8 +80,3 @@ class Entry:
     def shown(self) -> str:
         """The value for an error message."""
         return "a list or a mapping" if self.scalar is None else repr(self.scalar)
-
-
-def load(path: str) -> Entry | None:
-    """Return what the file holds; None if it is empty. DiscoveryError if it cannot be read, or is no YAML."""
-    return read_yaml(read_text(path, DiscoveryError), path, DiscoveryError, Entry)
