@@ -3,10 +3,12 @@
 NVML's error codes (nvmlReturn_t) are the exit status of nvidia-smi as well, where they fit a byte.
 """
 
-from collections.abc import Iterable, Sequence
-
 from externalresource.errors import DiscoveryError
 from externalresource_gpu.device import Device
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 INVALID_ARGUMENT, NO_PERMISSION, NOT_FOUND, DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND = 2, 4, 6, 9, 12
 GPU_IS_LOST, RESET_REQUIRED, BLOCKED, MISMATCH, NO_GPUS, UNKNOWN = 15, 16, 17, 18, 28, 999
@@ -63,7 +65,7 @@ def words(code: int) -> str:
     return WORDS.get(code, f"NVML error {code}")
 
 
-def advice(code: int, bound: Sequence[str] = ()) -> str:
+def advice(code: int, bound: "Sequence[str]" = ()) -> str:
     """Return what to do about an NVML error code, where the driver is bound to these GPUs."""
     if bound and code in (DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND):
         return _NO_DEVICES_HERE
@@ -83,7 +85,7 @@ def failure(said: str) -> str:
 
 
 def unusable(
-    failures: Iterable[str], compute_mode: str | None, recovery_action: str | None = None, *, mig: bool = False
+    failures: "Iterable[str]", compute_mode: str | None, recovery_action: str | None = None, *, mig: bool = False
 ) -> str | None:
     """Return why a GPU must not be handed out, if there is a reason. A drain of its links alone is none.
 
@@ -102,7 +104,7 @@ def instances_unlisted(said: object) -> str:
     return f"its MIG instances cannot be listed: {quote(str(said))}"
 
 
-def nvidia_smi_failed(status: int, said: str, bound: Sequence[str] = ()) -> DiscoveryError:
+def nvidia_smi_failed(status: int, said: str, bound: "Sequence[str]" = ()) -> DiscoveryError:
     """Return the error for an exit status and the message that came with it."""
     if not said.strip():
         return DiscoveryError(f"nvidia-smi listed no GPU and gave no reason (exit {status}): run it by hand")
@@ -136,7 +138,7 @@ def overdue(name: str, seconds: float) -> DiscoveryError:
     )
 
 
-def none_found(name: str, bound: Sequence[str]) -> list[Device]:
+def none_found(name: str, bound: "Sequence[str]") -> list[Device]:
     """Return no device, if the driver is bound to none: a broken GPU is not a host without GPUs."""
     if not bound:
         return []
@@ -146,7 +148,7 @@ def none_found(name: str, bound: Sequence[str]) -> list[Device]:
     )
 
 
-def unique(source: str, devices: Iterable[Device]) -> list[Device]:
+def unique(source: str, devices: "Iterable[Device]") -> list[Device]:
     """Return the devices by index. DiscoveryError if two have one index or one UUID, as claims go by them."""
     known: dict[int, Device] = {}
     uuids: set[str] = set()

@@ -1,11 +1,13 @@
 """What nvidia-smi printed: devices, or a line that cannot be one. Touches no process and no file."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
 from externalresource.api import replace
 from externalresource.errors import DiscoveryError
 from externalresource_gpu.backends import pci, reasons
 from externalresource_gpu.device import Device, Process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 #: A GPU that nvidia-smi could not list: its index and bus id, as far as they are known, and the reason.
 _Lost = tuple[int | None, str | None, str]
@@ -64,7 +66,7 @@ def names_lost(output: str) -> bool:
     return bool(_split(output)[1])
 
 
-def parse(output: str, fields: Sequence[str], numa_node: Callable[[str], int | None]) -> list[Device]:
+def parse(output: str, fields: "Sequence[str]", numa_node: "Callable[[str], int | None]") -> list[Device]:
     """Return the devices of `--query-gpu=FIELDS --format=csv,noheader,nounits`, by index.
 
     `name` is the last of the fields. Raises DiscoveryError with the line that is no row of such a table.
@@ -73,7 +75,7 @@ def parse(output: str, fields: Sequence[str], numa_node: Callable[[str], int | N
 
 
 def parse_each(
-    answers: Mapping[str, str | DiscoveryError], fields: Sequence[str], numa_node: Callable[[str], int | None]
+    answers: "Mapping[str, str | DiscoveryError]", fields: "Sequence[str]", numa_node: "Callable[[str], int | None]"
 ) -> list[Device]:
     """Return the same devices, of answers for one bus id each; where there is no row, the GPU is unusable."""
     rows: list[str] = []
@@ -87,7 +89,7 @@ def parse_each(
     return _devices(rows, lost, fields, numa_node)
 
 
-def attach_processes(gpus: Iterable[Device], said: str | DiscoveryError) -> list[Device]:
+def attach_processes(gpus: "Iterable[Device]", said: str | DiscoveryError) -> list[Device]:
     """Return the GPUs with what computes on them, by `--query-compute-apps=gpu_uuid,pid,used_memory`.
 
     It is unknown where nvidia-smi does not tell of it.
@@ -99,7 +101,7 @@ def attach_processes(gpus: Iterable[Device], said: str | DiscoveryError) -> list
 
 
 def _devices(
-    rows: Sequence[str], lost: Sequence[_Lost], fields: Sequence[str], numa_node: Callable[[str], int | None]
+    rows: "Sequence[str]", lost: "Sequence[_Lost]", fields: "Sequence[str]", numa_node: "Callable[[str], int | None]"
 ) -> list[Device]:
     found, unlisted = [], [*lost]
     for row in rows:
@@ -134,14 +136,14 @@ def _lost(line: str) -> _Lost | None:
     return int(match["index"]) if match["index"] else None, match["bus_id"], reasons.failure(match["reason"])
 
 
-def _cells(row: str, fields: Sequence[str]) -> dict[str, str]:
+def _cells(row: str, fields: "Sequence[str]") -> dict[str, str]:
     cells = [cell.strip() for cell in row.split(",", len(fields) - 1)]
     if len(cells) != len(fields):
         raise _unreadable(row, f"{len(fields)} columns were asked for")
     return dict(zip(fields, cells, strict=True))
 
 
-def _device(row: str, cells: dict[str, str], numa_node: Callable[[str], int | None]) -> Device:
+def _device(row: str, cells: dict[str, str], numa_node: "Callable[[str], int | None]") -> Device:
     if not _is_number(cells["index"]):
         raise _unreadable(row, f"{cells['index']!r} is no number")
     bus_id = _known(cells, "pci.bus_id")
@@ -164,7 +166,7 @@ def _device(row: str, cells: dict[str, str], numa_node: Callable[[str], int | No
     )
 
 
-def _lost_devices(lost: list[_Lost], listed: set[int]) -> Iterator[Device]:
+def _lost_devices(lost: list[_Lost], listed: set[int]) -> "Iterator[Device]":
     """Yield lost GPUs. One without an index has one of the gaps: both follow the PCI bus."""
     named = {index for index, _, _ in lost if index is not None}
     gaps = (index for index in range(len(listed) + len(lost)) if index not in listed | named)
@@ -196,7 +198,7 @@ def _is_number(cell: str) -> bool:
     return cell.isascii() and cell.isdigit() and len(cell) <= _DIGITS
 
 
-def _processes(text: str) -> Mapping[str, tuple[Process, ...] | None] | None:
+def _processes(text: str) -> "Mapping[str, tuple[Process, ...] | None] | None":
     """Return the processes by the UUID of their GPU, in the order of their pids; None for a GPU that cannot tell.
 
     A GPU that is not mentioned has none. Returns None if a line says anything else: what it stands for is unknown.
