@@ -20,27 +20,17 @@ def refusal(
 
     `opened` opens it exclusively, for a moment, and returns its MAJOR:MINOR: None if it is no block device.
     """
-    try:
-        found = _persistently(path, opened or open_alone, pause)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            return f"{path} is in use: something has it for itself (a file system, ZFS, a RAID, a program)"
-        return f"{path} cannot be opened: {error.strerror}"
-    if found is not None and found != number:
-        return f"{path} is another device ({found}, not {number})"
-    return None
-
-
-def _persistently(path: str, opened: Callable[[str], str | None], pause: Callable[[float], None]) -> str | None:
-    """Open it, more than once if it is busy: processes that start together ask for the same disks at once."""
-    for _ in range(_TRIES - 1):
+    for tries in range(_TRIES):  # processes that start together ask for the same disks at once
+        if tries:
+            pause(_PAUSE)
         try:
-            return opened(path)
+            found = (opened or open_alone)(path)
         except OSError as error:
             if error.errno != errno.EBUSY:
-                raise
-        pause(_PAUSE)
-    return opened(path)
+                return f"{path} cannot be opened: {error.strerror}"
+        else:
+            return None if found in (None, number) else f"{path} is another device ({found}, not {number})"
+    return f"{path} is in use: something has it for itself (a file system, ZFS, a RAID, a program)"
 
 
 def open_alone(path: str) -> str | None:
