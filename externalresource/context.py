@@ -8,7 +8,7 @@ from _thread import get_ident
 from contextlib import ExitStack
 from itertools import pairwise
 
-from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError, cause, did_you_mean
+from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError, cause, did_you_mean, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class RuntimeContext:
                 error.args = (f"resource {name!r}: {error}" if self._several else str(error),)
                 raise
             self._take_back(name)  # now, and not at the end: nobody here would use what it may hold
-            _warn(f"resource {name!r} is left out: {error}")
+            warn(f"resource {name!r} is left out: {error}")
 
     def _for_each_driver(self, give_back: Callable[[str], None]) -> None:
         """Have each give back, also after one that fails. What an interrupt leaves is known as interrupted."""
@@ -144,7 +144,7 @@ class RuntimeContext:
         try:
             self._give_back(name)
         except ExternalResourceError as error:
-            _warn(str(error))
+            warn(str(error))
 
 
 #: Contexts that were interrupted while they were made or closed, with the thread that did it.
@@ -159,7 +159,7 @@ def _finish_interrupted(*, of_all_threads: bool = False) -> None:
             try:
                 context.close()
             except ExternalResourceError as error:
-                _warn(str(error))
+                warn(str(error))
 
 
 @functools.cache
@@ -219,7 +219,7 @@ def _driver(resource: ResourceConfig, *, lenient: bool) -> ExternalResourceDrive
     except ExternalResourceError as error:
         if not lenient:
             raise
-        _warn(f"resource {resource.name!r} is left out: {error}")
+        warn(f"resource {resource.name!r} is left out: {error}")
         return None
 
 
@@ -272,9 +272,3 @@ def _environment(
         return driver.environment(infos)
     except NotOfferedError as error:
         raise PluginError(f"the driver of {name!r} sets no environment variables: {error}") from None
-
-
-def _warn(message: str) -> None:
-    import logging
-
-    logging.getLogger("externalresource").warning(message)

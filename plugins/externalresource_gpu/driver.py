@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from externalresource.api import DeviceInfo, ExternalResourceDriver, ExternalResourceInfo, find_script, hookimpl, order
-from externalresource.errors import ConfigurationError, ExternalResourceError, did_you_mean
+from externalresource.errors import ConfigurationError, ExternalResourceError, did_you_mean, warn
 from externalresource_gpu.question import Question
 from externalresource_gpu.script import dialects, said
 from externalresource_gpu.script.options import OPTIONS, PREFIX, Options, seconds
@@ -153,13 +153,13 @@ class GPUDriver(ExternalResourceDriver):
             self.on_wait(reason)
         elif not self._told:
             self._told = True
-            _warn(f"waiting for gpu: {reason}")
+            warn(f"waiting for gpu: {reason}")
         time.sleep(waiting)
         self._look_again()
 
     def _log(self, decision: str) -> None:
         if failure := said.log(self._options.log_file, os.getpid(), decision):
-            _warn(failure)
+            warn(failure)
 
 
 class GPUDriverFactory:
@@ -251,9 +251,3 @@ def _words(options: Mapping[str, str]) -> list[str]:
             else:
                 words.append(f"--{option.name}" if value == "true" else f"--{option.name}={value}")
     return words
-
-
-def _warn(message: str) -> None:
-    import logging
-
-    logging.getLogger("externalresource").warning(message)
