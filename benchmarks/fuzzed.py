@@ -12,12 +12,10 @@ from typing import Any
 
 from externalresource.records import replace
 from externalresource_gpu import foreign_script
-from externalresource_gpu.backends.nvidia_smi import backend as nvidia_smi
-from externalresource_gpu.backends.nvidia_smi import listing, mig_listing, topo
+from externalresource_gpu.backends.nvidia_smi import backend as nvidia_smi, listing, mig_listing, topo
 from externalresource_gpu.backends.nvml import answer as nvml
 from externalresource_gpu.backends.simulated import machine_file, made_up, recording
-from externalresource_gpu.choosing import candidates, policies, topology
-from externalresource_gpu.choosing import mask as masks
+from externalresource_gpu.choosing import candidates, mask as masks, policies, topology
 from externalresource_gpu.device import Device
 from externalresource_gpu.script import dialects
 from externalresource_gpu.script.options import OPTIONS, PREFIX, Options

@@ -10,42 +10,27 @@ from externalresource.faces import face
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from externalresource.api import (
-        Device,
-        ExternalResourceDriver,
-        ExternalResourceDriverFactory,
-        ExternalResourceInfo,
-        driver,
-        hookimpl,
+        Device as Device,
+        ExternalResourceDriver as ExternalResourceDriver,
+        ExternalResourceDriverFactory as ExternalResourceDriverFactory,
+        ExternalResourceInfo as ExternalResourceInfo,
+        driver as driver,
+        hookimpl as hookimpl,
     )
-    from externalresource.context import RuntimeContext, claim, runtime_context
+    from externalresource.context import (
+        RuntimeContext as RuntimeContext,
+        claim as claim,
+        runtime_context as runtime_context,
+    )
     from externalresource.errors import (
-        ConfigurationError,
-        CoordinationError,
-        DiscoveryError,
-        ExternalResourceError,
-        NotEnoughDevicesError,
-        PluginError,
+        ConfigurationError as ConfigurationError,
+        CoordinationError as CoordinationError,
+        DiscoveryError as DiscoveryError,
+        ExternalResourceError as ExternalResourceError,
+        NotEnoughDevicesError as NotEnoughDevicesError,
+        PluginError as PluginError,
     )
-    from externalresource.pools import claim_for_worker
-
-__all__ = [
-    "ConfigurationError",
-    "CoordinationError",
-    "Device",
-    "DiscoveryError",
-    "ExternalResourceDriver",
-    "ExternalResourceDriverFactory",
-    "ExternalResourceError",
-    "ExternalResourceInfo",
-    "NotEnoughDevicesError",
-    "PluginError",
-    "RuntimeContext",
-    "claim",
-    "claim_for_worker",
-    "driver",
-    "hookimpl",
-    "runtime_context",
-]
+    from externalresource.pools import claim_for_worker as claim_for_worker
 
 _NAMES = {
     "api": "Device ExternalResourceDriver ExternalResourceDriverFactory ExternalResourceInfo driver hookimpl",
@@ -54,4 +39,4 @@ _NAMES = {
     " PluginError",
     "pools": "claim_for_worker",
 }
-__getattr__, __dir__ = face(__name__, _NAMES)
+__getattr__, __dir__, __all__ = face(__name__, _NAMES)

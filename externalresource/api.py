@@ -7,54 +7,29 @@ from externalresource.faces import face
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from externalresource.coordination import Grants
-    from externalresource.drivers.child import LONGEST, Child, Overdue
+    from externalresource.coordination import Grants as Grants
+    from externalresource.drivers.child import LONGEST as LONGEST, Child as Child, Overdue as Overdue
     from externalresource.drivers.contract import (
-        API_VERSION,
-        Described,
-        ExternalResourceDriver,
-        ExternalResourceDriverFactory,
-        ExternalResourceInfo,
-        NotOfferedError,
-        Versioned,
-        hookimpl,
+        API_VERSION as API_VERSION,
+        Described as Described,
+        ExternalResourceDriver as ExternalResourceDriver,
+        ExternalResourceDriverFactory as ExternalResourceDriverFactory,
+        ExternalResourceInfo as ExternalResourceInfo,
+        NotOfferedError as NotOfferedError,
+        Versioned as Versioned,
+        hookimpl as hookimpl,
     )
-    from externalresource.drivers.device import Device, info_of
-    from externalresource.drivers.discovery_script import Ended, find_script, run_script
-    from externalresource.drivers.enumerated import driver
-    from externalresource.drivers.infos import DeviceInfo, order
-    from externalresource.drivers.options import Option
-    from externalresource.records import record, replace
-    from externalresource.yaml_nodes import YamlNode, read_text, read_yaml
-
-__all__ = [
-    "API_VERSION",
-    "LONGEST",
-    "Child",
-    "Described",
-    "Device",
-    "DeviceInfo",
-    "Ended",
-    "ExternalResourceDriver",
-    "ExternalResourceDriverFactory",
-    "ExternalResourceInfo",
-    "Grants",
-    "NotOfferedError",
-    "Option",
-    "Overdue",
-    "Versioned",
-    "YamlNode",
-    "driver",
-    "find_script",
-    "hookimpl",
-    "info_of",
-    "order",
-    "read_text",
-    "read_yaml",
-    "record",
-    "replace",
-    "run_script",
-]
+    from externalresource.drivers.device import Device as Device, info_of as info_of
+    from externalresource.drivers.discovery_script import (
+        Ended as Ended,
+        find_script as find_script,
+        run_script as run_script,
+    )
+    from externalresource.drivers.enumerated import driver as driver
+    from externalresource.drivers.infos import DeviceInfo as DeviceInfo, order as order
+    from externalresource.drivers.options import Option as Option
+    from externalresource.records import record as record, replace as replace
+    from externalresource.yaml_nodes import YamlNode as YamlNode, read_text as read_text, read_yaml as read_yaml
 
 _NAMES = {
     "coordination": "Grants",
@@ -69,4 +44,4 @@ _NAMES = {
     "records": "record replace",
     "yaml_nodes": "YamlNode read_text read_yaml",
 }
-__getattr__, __dir__ = face(__name__, _NAMES, root="externalresource")
+__getattr__, __dir__, __all__ = face(__name__, _NAMES, root="externalresource")

@@ -12,8 +12,7 @@ from externalresource.errors import ConfigurationError, ExternalResourceError, P
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Callable, Mapping, Set as AbstractSet
     from types import TracebackType
     from typing import Self
 

@@ -38,19 +38,19 @@ _COMMANDS = {
     "plugins": "plugins",
     "run": "run",
 }
-_command, _names = face("externalresource.cli", _COMMANDS)
+_command, _, _names = face("externalresource.cli", _COMMANDS)
 
 
 class _Commands(click.Group):
     """The commands, each imported when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return _names()
+        return _names
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _names():
+        if cmd_name in _names:
             return cast("click.Command", _command(cmd_name))
-        self.commands = {name: cast("click.Command", _command(name)) for name in _names()}  # click names the nearest
+        self.commands = {name: cast("click.Command", _command(name)) for name in _names}  # click names the nearest
         return super().get_command(ctx, cmd_name)
 
 

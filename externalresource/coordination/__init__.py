@@ -4,43 +4,25 @@ from externalresource.faces import face
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from externalresource.coordination.claims import Coordination, first, new_grant
-    from externalresource.coordination.holders import Claim, Holder, above
-    from externalresource.coordination.inside import run_variable, runs_around
-    from externalresource.coordination.lock import flock, unshielded
-    from externalresource.coordination.matching import Claimable
-    from externalresource.coordination.own_claims import Grants
-    from externalresource.coordination.process import (
-        Process,
-        identify,
-        in_container,
-        is_here,
-        lives,
-        pid_here,
-        program_of,
+    from externalresource.coordination.claims import (
+        Coordination as Coordination,
+        first as first,
+        new_grant as new_grant,
     )
-
-__all__ = [
-    "Claim",
-    "Claimable",
-    "Coordination",
-    "Grants",
-    "Holder",
-    "Process",
-    "above",
-    "first",
-    "flock",
-    "identify",
-    "in_container",
-    "is_here",
-    "lives",
-    "new_grant",
-    "pid_here",
-    "program_of",
-    "run_variable",
-    "runs_around",
-    "unshielded",
-]
+    from externalresource.coordination.holders import Claim as Claim, Holder as Holder, above as above
+    from externalresource.coordination.inside import run_variable as run_variable, runs_around as runs_around
+    from externalresource.coordination.lock import flock as flock, unshielded as unshielded
+    from externalresource.coordination.matching import Claimable as Claimable
+    from externalresource.coordination.own_claims import Grants as Grants
+    from externalresource.coordination.process import (
+        Process as Process,
+        identify as identify,
+        in_container as in_container,
+        is_here as is_here,
+        lives as lives,
+        pid_here as pid_here,
+        program_of as program_of,
+    )
 
 _NAMES = {
     "claims": "Coordination first new_grant",
@@ -51,4 +33,4 @@ _NAMES = {
     "own_claims": "Grants",
     "process": "Process identify in_container is_here lives pid_here program_of",
 }
-__getattr__, __dir__ = face(__name__, _NAMES)
+__getattr__, __dir__, __all__ = face(__name__, _NAMES)

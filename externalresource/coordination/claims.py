@@ -7,8 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from externalresource.coordination import holders, ledger, life_lock, matching, queue
-from externalresource.coordination import process as processes
+from externalresource.coordination import holders, ledger, life_lock, matching, process as processes, queue
 from externalresource.coordination.holders import Claim, Holder
 from externalresource.coordination.inside import runs_around
 from externalresource.coordination.life_lock import LifeLock

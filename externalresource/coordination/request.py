@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from externalresource.coordination import holders, matching, queue
-from externalresource.coordination import process as processes
+from externalresource.coordination import holders, matching, process as processes, queue
 from externalresource.coordination.holders import Claim, Holder
 from externalresource.coordination.process import Process
 from externalresource.coordination.queue import Place

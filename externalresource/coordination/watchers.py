@@ -8,8 +8,7 @@ import select
 import signal
 import time
 
-from externalresource.coordination import process as processes
-from externalresource.coordination import safe_files
+from externalresource.coordination import process as processes, safe_files
 from externalresource.coordination.process import Process
 from externalresource.errors import CoordinationError
 

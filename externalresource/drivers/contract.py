@@ -1,7 +1,6 @@
 """The contract between the framework and a driver: the hook, and what a driver must and may answer."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Collection, Mapping, Sequence, Set as AbstractSet
 from typing import Protocol
 
 import pluggy

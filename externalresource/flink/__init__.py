@@ -4,8 +4,12 @@ from externalresource.faces import face
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from externalresource.flink.operators import environment, find_task_manager, get_external_resource_infos
+    from externalresource.flink.operators import (
+        environment as environment,
+        find_task_manager as find_task_manager,
+        get_external_resource_infos as get_external_resource_infos,
+    )
 
-__all__ = ["environment", "find_task_manager", "get_external_resource_infos"]
-
-__getattr__, __dir__ = face(__name__, {"operators": "environment find_task_manager get_external_resource_infos"})
+__getattr__, __dir__, __all__ = face(
+    __name__, {"operators": "environment find_task_manager get_external_resource_infos"}
+)

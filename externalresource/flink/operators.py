@@ -5,8 +5,7 @@ in the coordination file. In thread mode the operator runs inside the TaskManage
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping, Sequence, Set as AbstractSet
 
 from externalresource.coordination import identify, runs_around
 from externalresource.drivers import (

@@ -4,8 +4,6 @@ from externalresource.faces import face
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from externalresource.testing.conformance import Bench, DriverConformance
+    from externalresource.testing.conformance import Bench as Bench, DriverConformance as DriverConformance
 
-__all__ = ["Bench", "DriverConformance"]
-
-__getattr__, __dir__ = face(__name__, {"conformance": "Bench DriverConformance"})
+__getattr__, __dir__, __all__ = face(__name__, {"conformance": "Bench DriverConformance"})

@@ -1,8 +1,7 @@
 """The tests that every driver passes: its author inherits them, and pytest runs them. See docs/write-a-driver.md."""
 
 import pickle
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Hashable, Iterator, Mapping, Set as AbstractSet
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path

@@ -7,8 +7,7 @@ from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from externalresource.flink.configuration import ResourceConfig, load
 from tests.support.flink.config import FULL, GPU, GPU_TEXT, Write, amounts, names, refusal

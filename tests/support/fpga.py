@@ -1,7 +1,6 @@
 """A resource for tests of what stands above drivers: its driver does what it was told to, and counts its ends."""
 
-from collections.abc import Collection, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Mapping, Set as AbstractSet
 from typing import Any
 
 from externalresource.api import ExternalResourceDriver, ExternalResourceInfo, hookimpl

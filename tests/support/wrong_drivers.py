@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from externalresource.api import Device, ExternalResourceInfo, Grants, driver, hookimpl
-from externalresource.coordination import Claim, Coordination
-from externalresource.coordination import lock as locks
+from externalresource.coordination import Claim, Coordination, lock as locks
 from externalresource.errors import DiscoveryError, ExternalResourceError, NotEnoughDevicesError
 
 

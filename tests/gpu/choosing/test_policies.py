@@ -3,8 +3,7 @@
 from random import Random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from externalresource.coordination import Claim
 from externalresource_gpu.choosing.policies import POLICIES
