@@ -1,9 +1,10 @@
 """What a plugin does beyond its part while it is imported or asked: it takes long, or it prints."""
 
+import _thread
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from externalresource.errors import warn
 
@@ -14,18 +15,25 @@ def watched(seconds: float, what: str) -> Iterator[None]:
 
     A module may need the main thread for its import, so that is not moved to another one.
     """
-    import threading
+    ended, gone = _thread.allocate_lock(), _thread.allocate_lock()
 
-    watch = threading.Timer(seconds, warn, [f"{what} has not ended after {seconds:g} s, and nothing here can end it"])
-    watch.daemon = True
-    with suppress(RuntimeError):  # a subinterpreter may have no such threads
-        watch.start()
+    def watch() -> None:
+        if not ended.acquire(timeout=seconds):
+            warn(f"{what} has not ended after {seconds:g} s, and nothing here can end it")
+        gone.release()
+
+    ended.acquire()
+    gone.acquire()
+    try:
+        _thread.start_new_thread(watch, ())
+    except RuntimeError:  # a subinterpreter may have no such threads
+        gone.release()
     try:
         yield
     finally:
-        watch.cancel()
-        with suppress(RuntimeError):
-            watch.join()  # or a fork would find a second thread
+        ended.release()
+        with gone:  # or a fork would find a second thread
+            pass
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """A driver made of a function that enumerates devices: all else is the same for every device, and stands here."""
 
+import _thread
 import inspect
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -240,10 +240,14 @@ def _within(deadline: float, enumerate_devices: Callable[[], list[Device]], devi
         except BaseException as error:  # noqa: BLE001 - sys.exit in a thread would end in silence
             failed.append(error)
 
+        finally:
+            done.release()
+
     began = time.monotonic()
-    thread = threading.Thread(target=enumerate_them, name=f"{device_class} devices", daemon=True)
-    thread.start()
-    thread.join(max(0.0, deadline - began))
+    done = _thread.allocate_lock()  # what threading has of its own answers an interrupt with a RuntimeError
+    done.acquire()
+    _thread.start_new_thread(enumerate_them, ())
+    done.acquire(timeout=max(0.0, deadline - began))
     if failed and isinstance(failed[0], ExternalResourceError):
         raise failed[0]
     if failed:
