@@ -160,6 +160,9 @@ def test_interrupt_while_one_resource_is_given_back_does_not_keep_the_others() -
     with pytest.raises(KeyboardInterrupt):
         RuntimeContext({str(number): (driver, 1) for number, driver in enumerate(drivers)})
     assert [driver.closed for driver in drivers] == [1, 1, 1]
+    drivers[0].not_closed = None
+    RuntimeContext({})
+    assert [driver.closed for driver in drivers] == [2, 1, 1]
 
 
 @pytest.mark.parametrize("amount", [1, 3])
