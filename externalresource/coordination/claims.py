@@ -12,7 +12,7 @@ from externalresource.coordination.holders import Claim, Holder
 from externalresource.coordination.inside import runs_around
 from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.lock import Lock, Locked, Try, by_filelock, shielded
-from externalresource.coordination.matching import Claimable
+from externalresource.coordination.matching import Claimable, Wholes
 from externalresource.coordination.process import Observer, Process, in_container
 from externalresource.coordination.queue import Place
 from externalresource.coordination.request import NeverEnoughError, Request, TooFewError, bounded, choice, refusal
@@ -33,10 +33,17 @@ _FEW = 128  # claims, more than 16 GPUs have slices: a look at the holders of mo
 _LEAVING = 0.5  # seconds for the lock to be free when a waiting process gives up
 
 
-def first(free: "Sequence[D]", claims: Sequence[Claim], amount: int) -> "Sequence[D]":
-    """Return the first `amount` of the free devices, none a slice of another; NotEnoughDevicesError if too few are."""
+def first(
+    free: "Sequence[D]", claims: Sequence[Claim], amount: int, among: Iterable[Claimable] | None = None
+) -> "Sequence[D]":
+    """Return the first `amount` of the free devices, none a part of another; NotEnoughDevicesError if too few are.
+
+    `among` are all devices, by which what each is a part of is followed upwards; without it the free ones.
+    """
     del claims
-    return matching.apart(free, amount)
+    wholes = Wholes(free if among is None else among)
+    wholes.check()
+    return matching.apart(free, amount, wholes)
 
 
 def new_grant() -> str:
@@ -77,23 +84,25 @@ class Coordination:
         self._life_locks: dict[str, LifeLock] = {}
         self._known: tuple[str, Sequence[Claim]] = "", ()  # the file as last seen: mostly nobody has changed it since
 
-    def claim(
+    def claim(  # noqa: PLR0913 - what a driver leaves out has a value that is right for most
         self,
         devices: "Sequence[D]",
         amount: int,
         holder: Holder,
         *,
-        choose: "Choose[D]" = first,
+        choose: "Choose[D] | None" = None,
         deadline: float | None = None,
         wait: float = 0,
         suits: "Callable[[D], bool]" = lambda _device: True,
+        among: Iterable[Claimable] | None = None,
     ) -> "list[D]":
         """Record `amount` of the devices for `holder` and return them: none that a living owner may hold.
 
-        `choose` picks among the free ones, under the lock, or raises NotEnoughDevicesError if none of them will do now;
-        `deadline` (of `time.monotonic`) bounds the wait for it.
+        `choose` picks among the free ones, under the lock, or raises NotEnoughDevicesError if none of them will do now,
+        by default the first; `deadline` (of `time.monotonic`) bounds the wait for it.
         With `wait` (seconds) devices that others hold are queued for, first come, first served; of them those that
         `suits` (which `choose` would not refuse at the moment) are kept meanwhile.
+        `among` are all devices that the driver lists: what a device is a part of is followed upwards in these.
         Inside of a run that lives and has devices here the holder gets a share of these.
         Raises NotEnoughDevicesError, which says who holds them; CoordinationError if the file cannot be used.
         """
@@ -102,7 +111,10 @@ class Coordination:
         if amount > len(devices):
             raise too_few(amount, len(devices))
         holder = holder if holder.grant else replace(holder, grant=new_grant())
-        request = Request(devices, amount, holder, choose, suits, wait)
+        wholes = Wholes(devices if among is None else among)
+        wholes.check()
+        choose = choose or (lambda free, _claims, amount: matching.apart(free, amount, wholes))
+        request = Request(devices, amount, holder, choose, suits, wholes, wait)
         end = time.monotonic() + wait
         try:
             return self._claim_now(request, deadline, None)
@@ -238,7 +250,7 @@ class Coordination:
             except NotEnoughDevicesError:
                 if name is not None:
                     suitable = [device for device in bounded_request.devices if request.suits(device)]
-                    place = queue.place(name, request.amount, suitable, bounded_request.line)
+                    place = queue.place(name, request.amount, suitable, bounded_request.line, request.wholes)
                     self._write_queue(places, [*before, place, *behind])
                 raise
             self._write_queue(places, [*before, *behind])  # before the claim, which stands once it is written
@@ -278,7 +290,7 @@ class Coordination:
         """Return the claims with what was chosen among them."""
         holder = replace(holder, since=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         if not request.within:
-            return ledger.append(claims, [self._new_claim(device, holder) for device in chosen])
+            return ledger.append(claims, [self._new_claim(device, holder, request.wholes) for device in chosen])
         return [
             holders.shared(claim, request.within, holder)
             if any(matching.same(claim, device) for device in chosen)
@@ -372,9 +384,10 @@ class Coordination:
             return True
         return not (judged and not self._gone(process, here)) and not life_lock.stands(self.path, lock)
 
-    def _new_claim(self, device: Claimable, holder: Holder) -> Claim:
-        parents = device.parent_uuid, device.parent_token
-        return Claim(device.token, (replace(holder, root=True),), device.uuid, *parents, self._class)
+    def _new_claim(self, device: Claimable, holder: Holder, wholes: Wholes) -> Claim:
+        parent, root = (device.parent_uuid, device.parent_token), replace(holder, root=True)
+        above = wholes.of(device)[1:]  # the first is the parent
+        return Claim(device.token, (root,), device.uuid, *parent, self._class, ancestors=above)
 
 
 def _left(claim: Claim, judged: Claim, stays: Callable[[Holder], bool]) -> Claim | None:

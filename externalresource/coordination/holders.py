@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    #: A UUID and a token, by which another device is named. One of them may be unknown.
+    Name = tuple[str | None, str | None]
+
 #: What a line of the file may need of its reader. None yet: whoever does not know a word must not touch the line.
 _KNOWN_NEEDS: frozenset[str] = frozenset()
 
@@ -66,6 +69,8 @@ class Claim:
     line: str = ""
     #: Flink's script wrote it, which knows a device and a pid, and no namespaces.
     flinks: bool = False
+    #: What its parent is a part of, what that is a part of, and so on.
+    ancestors: "Sequence[Name]" = ()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Claim) and self._content() == other._content()
@@ -75,7 +80,7 @@ class Claim:
 
     def _content(self) -> tuple[object, ...]:
         device = self.token, self.uuid, self.parent_uuid, self.parent_token, self.device_class
-        return *device, tuple(self.holders), tuple(self.needs), self.others
+        return *device, tuple(self.holders), tuple(self.needs), self.others, tuple(self.ancestors)
 
     @property
     def owner(self) -> Holder:

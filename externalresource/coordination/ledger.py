@@ -31,7 +31,8 @@ _PROCESS = {
     "pidfd_inode": int,
 }  # fmt: skip
 _HOLDER = {"witness": str, "until_children_exit": bool, "since": str, "grant": str, "share": dict}
-_TYPES = {**_DEVICE, **_PROCESS, **_HOLDER, "needs": list}  # of the fields that decide who holds what, where they stand
+_LISTS = {"needs": list, "ancestors": list}
+_TYPES = {**_DEVICE, **_PROCESS, **_HOLDER, **_LISTS}  # of the fields that decide who holds what, where they stand
 _LARGEST_PID = 999_999_999
 #: What the lock file says, which is made after the ledger.
 LOCK_TEXT = b"The lock of a coordination file. If that is missing beside this, its claims have been lost.\n"
@@ -127,13 +128,23 @@ def _claim(line: str) -> Claim:
     if not (_typed(details) and all(isinstance(word, str) for word in details.get("needs", ()))):
         raise ValueError(line)
     uuid, parent_uuid, parent_token, device_class = [details.pop(name, None) for name in _DEVICE]
-    needs = tuple(details.pop("needs", ()))
+    needs, ancestors = [tuple(details.pop(name, ())) for name in _LISTS]
     first, others = _holder(int(pid), details, root=True)
     claim = Claim(
         unquoted(token), (first,), uuid, parent_uuid, parent_token, device_class, needs, others, line, text is None
     )
-    # What a line that we do not understand says of further holders may look in any way.
-    return replace(claim, holders=(first, *_sharers(shares))) if claim.understood else claim
+    named = tuple([tuple(name) for name in ancestors if _is_name(name)])
+    if not claim.understood:  # what it says of further holders, and of some of its ancestors, may look in any way
+        return replace(claim, ancestors=named)
+    if len(named) < len(ancestors):
+        raise ValueError(line)
+    return replace(claim, holders=(first, *_sharers(shares)), ancestors=named)
+
+
+def _is_name(found: "Any") -> bool:
+    """Return whether it is a UUID and a token, of which one may be null."""
+    texts = [word is None or isinstance(word, str) for word in found] if isinstance(found, list) else []
+    return texts == [True, True] and any(found)
 
 
 def _holder(pid: int, fields: "Mapping[str, Any]", *, root: bool) -> "tuple[Holder, Mapping[str, Any]]":
@@ -197,9 +208,9 @@ def _unreadable(path: str, number: int, what: str) -> str:
 
 def _render(claim: Claim) -> str:
     first, *others = claim.holders
-    device = claim.uuid, claim.parent_uuid, claim.parent_token, claim.device_class, [*claim.needs] or None
+    device = claim.uuid, claim.parent_uuid, claim.parent_token, claim.device_class
     fields = {
-        **_known([*_DEVICE, "needs"], device),
+        **_known([*_DEVICE, *_LISTS], [*device, [*claim.needs] or None, [*claim.ancestors] or None]),
         **claim.others,
         **_fields(first),
         **({"shares": [_share(holder) for holder in others]} if others else {}),

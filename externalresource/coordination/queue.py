@@ -1,6 +1,7 @@
 """Who waits for devices, first come first served: a file beside the coordination file, used under its lock.
 
-One line per waiting process in the order in which they came, `LOCK AMOUNT DEVICE...`, a slice as `DEVICE@PARENT`;
+One line per waiting process in the order in which they came, `LOCK AMOUNT DEVICE...`, a part as `DEVICE@WHOLE`, once
+for each device of which it is a part;
 no device where none would do at the moment; `of=GRANT,...` before them where shares of that are waited for. A place is
 kept by a lock that its process holds, so that it vanishes with the process, whatever ends that.
 """
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from externalresource.coordination import life_lock, safe_files
 from externalresource.coordination.ledger import quoted, unquoted
-from externalresource.coordination.matching import Claimable
+from externalresource.coordination.matching import Claimable, Wholes
 from externalresource.errors import CoordinationError
 from externalresource.records import record
 
@@ -31,15 +32,17 @@ class Place:
     #: The lock that it holds while it waits.
     life_lock: str
     amount: int
-    #: The devices that would do, each with that of which it is a slice, or "": UUIDs, or tokens where there is none.
+    #: The devices that would do, each with each of which it is a part, or "": UUIDs, or tokens where there is none.
     devices: frozenset[tuple[str, str]]
     #: The grants of which it wants shares, or "": those who want other ones do not stand in its way.
     line: str = ""
 
 
-def place(name: str, amount: int, devices: Iterable[Claimable], line: str = "") -> Place:
+def place(name: str, amount: int, devices: Sequence[Claimable], line: str = "", wholes: Wholes | None = None) -> Place:
     """Return a place for whoever holds the lock of that name."""
-    return Place(name, amount, frozenset((_identity(device), _parent(device)) for device in devices), line)
+    wholes = wholes or Wholes(devices)
+    pairs = [(_identity(device), whole) for device in devices for whole in _wholes(device, wholes) or [""]]
+    return Place(name, amount, frozenset(pairs), line)
 
 
 def read(coordination_file: str) -> list[Place]:
@@ -74,22 +77,22 @@ def around(queue: Sequence[Place], name: str | None) -> tuple[list[Place], list[
     return [*queue[:at]], [*queue[at + 1 :]]
 
 
-def unreserved(free: "Sequence[D]", before: Iterable[Place]) -> "list[D]":
+def unreserved(free: "Sequence[D]", before: Iterable[Place], wholes: Wholes | None = None) -> "list[D]":
     """Return those of the free devices that are not kept for the processes at these places, in their order."""
-    left = list(free)
+    left, wholes = list(free), wholes or Wholes(free)
     for earlier in before:
         wanted = {name for name, _ in earlier.devices}
         sliced = {parent for _, parent in earlier.devices if parent}
         kept = [device for device in left if _identity(device) in wanted][: earlier.amount]
-        kept += [device for device in left if _parent(device) in wanted or _identity(device) in sliced]
+        kept += [device for device in left if _identity(device) in sliced or wanted & {*_wholes(device, wholes)}]
         numbers = set(map(id, kept))
         left = [device for device in left if id(device) not in numbers]
     return left
 
 
-def wants(place: Place, devices: Sequence[Claimable]) -> bool:
+def wants(place: Place, devices: Sequence[Claimable], wholes: Wholes | None = None) -> bool:
     """Return whether any of the devices may be kept for the process at this place."""
-    return len(unreserved(devices, [place])) < len(devices)
+    return len(unreserved(devices, [place], wholes)) < len(devices)
 
 
 def _text(path: str) -> str:
@@ -128,8 +131,8 @@ def _identity(device: Claimable) -> str:
     return device.uuid or device.token
 
 
-def _parent(device: Claimable) -> str:
-    return device.parent_uuid or device.parent_token or ""
+def _wholes(device: Claimable, wholes: Wholes) -> list[str]:
+    return [uuid or token or "" for uuid, token in wholes.of(device)]
 
 
 def _quoted(word: str) -> str:

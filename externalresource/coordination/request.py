@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from externalresource.coordination import holders, matching, process as processes, queue
 from externalresource.coordination.holders import Claim, Holder
+from externalresource.coordination.matching import Wholes
 from externalresource.coordination.process import Process
 from externalresource.coordination.queue import Place
 from externalresource.errors import NotEnoughDevicesError
@@ -43,6 +44,8 @@ class Request:
     choose: "Choose[Any]"
     #: Whether a device would do at the moment.
     suits: "Callable[[Any], bool]"
+    #: Of the devices that the driver lists.
+    wholes: Wholes
     #: Seconds in the queue at most.
     wait: float = 0
     #: The grants of which it wants shares; of none, it wants devices that nobody holds.
@@ -85,11 +88,12 @@ def choice(request: Request, claims: Sequence[Claim], ahead: Sequence[Place]) ->
     Raises what its `choose` raises, and CoordinationError if that gives a device twice.
     """
     before = [place for place in ahead if place.line == request.line]
-    free = queue.unreserved(matching.free(request.devices, request.rivals(claims)), before)
+    free = matching.free(request.devices, request.rivals(claims), request.wholes)
+    free = queue.unreserved(free, before, request.wholes)
     if len(free) < request.amount:
         raise TooFewError(len(free))
     chosen = list(request.choose(free, claims, request.amount))
-    matching.check_choice(chosen, free, request.amount)
+    matching.check_choice(chosen, free, request.amount, request.wholes)
     return chosen
 
 
@@ -98,7 +102,7 @@ def refusal(request: Request, claims: Sequence[Claim], free: int, ahead: Sequenc
     here, last = processes.observer(), -1 if request.within else 0
     taken: dict[Process, list[Claim]] = {}
     since: dict[Process, str | None] = {}
-    for claim in matching.taking(request.rivals(claims), request.devices):
+    for claim in matching.taking(request.rivals(claims), request.devices, request.wholes):
         holder = holders.seen(claim, here)[last]
         taken.setdefault(holder.process, []).append(claim)
         since.setdefault(holder.process, holder.since)
@@ -107,9 +111,9 @@ def refusal(request: Request, claims: Sequence[Claim], free: int, ahead: Sequenc
     ]
     whole = request.whole or str(len(request.devices))
     parts = [f"{request.amount} wanted, {free} of {whole} free"]
-    rivals = [place for place in ahead if place.line == request.line and queue.wants(place, request.devices)]
-    if rivals:
-        parts.append(f"{len(rivals)} waiting before")
+    rivals = [queue.wants(place, request.devices, request.wholes) for place in ahead if place.line == request.line]
+    if any(rivals):
+        parts.append(f"{sum(rivals)} waiting before")
     if shown:
         more = f"; and {len(taken) - _SHOWN} more owners" if len(taken) > _SHOWN else ""
         parts.append(f"held by {'; '.join(shown)}{more}")

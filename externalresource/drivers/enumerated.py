@@ -122,6 +122,7 @@ class DeviceDriver(ExternalResourceDriver):
         self._grants = Grants(Coordination(path, device_class, pause=self._pause))
         self.coordination_file = path if options.enable_coordination_mode else None
         self.wait = options.wait
+        self._all: Sequence[Device] = ()
         self._now: Mapping[str, Device] = {}
         self._seen = 0.0
         self._told = False
@@ -131,11 +132,11 @@ class DeviceDriver(ExternalResourceDriver):
         if amount < 1:
             raise ConfigurationError(f"the amount must be a positive integer, not {amount}")
         deadline = time.monotonic() + self._options.timeout
-        devices = self._enumerated(deadline)
+        self._all = devices = self._enumerated(deadline)
         coordinated = self._options.enable_coordination_mode
         if not (coordinated and self._options.wait):  # what is not usable now may be so once its owner is gone
             devices = _usable(self._class, devices, amount)
-        chosen = self._claim(devices, amount, deadline) if coordinated else first(devices, (), amount)
+        chosen = self._claim(devices, amount, deadline) if coordinated else first(devices, (), amount, self._all)
         return {info_of(device) for device in chosen}
 
     def devices(self) -> list[ExternalResourceInfo]:
@@ -179,6 +180,7 @@ class DeviceDriver(ExternalResourceDriver):
             suits=self._suits,
             deadline=deadline,
             wait=self._options.wait,
+            among=self._all,
         )
 
     def _choose(self, free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
@@ -188,7 +190,7 @@ class DeviceDriver(ExternalResourceDriver):
             raise NotEnoughDevicesError(
                 f"{amount} wanted, {len(suitable)} of {len(free)} free ones are usable ({_reasons(self._class, now)})"
             )
-        return first(suitable, claims, amount)
+        return first(suitable, claims, amount, self._all)
 
     def _suits(self, device: Device) -> bool:
         now = self._now.get(device.index)

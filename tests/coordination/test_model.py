@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from externalresource.coordination import Coordination, ledger, matching, queue
 from externalresource.coordination.holders import Claim, Holder
 from externalresource.coordination.life_lock import LifeLock
+from externalresource.coordination.matching import Wholes
 from externalresource.coordination.process import Observer, Process
 from externalresource.coordination.queue import Place
 from externalresource.coordination.request import Request
@@ -49,16 +50,20 @@ def is_one(uuid: str | None, token: str | None, other_uuid: str | None, other_to
     )
 
 
-def overlap(one: Device, other: Device) -> bool:
-    return (
-        is_one(one.uuid, one.token, other.uuid, other.token)
-        or is_one(one.parent_uuid, one.parent_token, other.uuid, other.token)
-        or is_one(one.uuid, one.token, other.parent_uuid, other.parent_token)
-    )
+def is_part(one: Device, other: Device, listed: Sequence[Device], steps: int = 6) -> bool:
+    """Whether it says so itself, or one of the listed devices does that may be its parent."""
+    parent = one.parent_uuid, one.parent_token
+    ups = [up for up in listed if is_one(*parent, up.uuid, up.token)] if steps else []
+    return is_one(*parent, other.uuid, other.token) or any(is_part(up, other, listed, steps - 1) for up in ups)
+
+
+def overlap(one: Device, other: Device, listed: Sequence[Device] = ()) -> bool:
+    itself = is_one(one.uuid, one.token, other.uuid, other.token)
+    return itself or is_part(one, other, listed) or is_part(other, one, listed)
 
 
 def free_of(devices: Sequence[Device], held: Sequence[Device]) -> list[Device]:
-    return [device for device in devices if not any(overlap(device, other) for other in held)]
+    return [device for device in devices if not any(overlap(device, other, devices) for other in held)]
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert set(offered) <= set(free)
             return chance.sample(list(offered), amount)
 
-        request = Request(devices, amount, self.owner(pid), choose, lambda _: True)
+        request = Request(devices, amount, self.owner(pid), choose, lambda _: True, Wholes(devices))
         try:
             granted = self.shared._claim_now(request, time.monotonic(), one.place.life_lock if one else None)
         except NotEnoughDevicesError:
@@ -248,15 +253,15 @@ def as_device(claim: Claim) -> Device:
     return Device(claim.token, claim.uuid, claim.parent_uuid, claim.parent_token)
 
 
-@given(st.lists(devices), st.lists(claims))
+@given(st.lists(devices, max_size=6, unique=True), st.lists(claims))
 def test_free_is_what_overlaps_no_claim(asked: list[Device], taken: list[Claim]) -> None:
-    assert matching.free(asked, taken) == free_of(asked, list(map(as_device, taken)))
+    assert matching.free(asked, taken, Wholes(asked)) == free_of(asked, list(map(as_device, taken)))
 
 
 @given(devices, claims)
 def test_claim_takes_what_it_overlaps(device: Device, claim: Claim) -> None:
-    assert matching.takes(claim, [device]) == overlap(device, as_device(claim))
-    assert not matching.takes(claim, [])
+    assert matching.takes(claim, [device], Wholes([device])) == overlap(device, as_device(claim), [device])
+    assert not matching.takes(claim, [], Wholes([device]))
 
 
 @given(claims)
