@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from externalresource.coordination import holders, ledger, life_lock, matching, process as processes, queue
 from externalresource.coordination.holders import Claim, Holder
-from externalresource.coordination.inside import runs_around
+from externalresource.coordination.inside import check_inside, runs_around
 from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.lock import Lock, Locked, Try, by_filelock, shielded
 from externalresource.coordination.matching import Claimable, Wholes
@@ -275,12 +275,16 @@ class Coordination:
             self._life_locks[life.name] = life
 
     def _within(self, request: Request, claims: Sequence[Claim]) -> Request:
-        """Return the request bounded by the devices of the run that it is made in, if that has any here."""
+        """Return the request bounded by the devices of the run that it is made in, if that has any here.
+
+        CoordinationError if this process may not be in it.
+        """
         here = processes.observer()
         for grants in reversed(self._runs):
             held = [(claim, each) for claim in claims for each in holders.seen(claim, here) if each.grant in grants]
             living = [(claim, each.process) for claim, each in held if not self._dead(each, here)]
             if living:
+                check_inside([process for _, process in living], here)
                 return bounded(request, grants, living)
         return request
 
