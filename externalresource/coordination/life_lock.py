@@ -26,6 +26,7 @@ class LifeLock:
 
     def __init__(self, coordination_file: str, *, inherited: bool = False) -> None:
         self._file = os.path.abspath(coordination_file)
+        safe_files.check_replaceable(self._file)  # who may not use the ledger makes nothing beside it
         self._watchers: list[int] = []
         self._descriptors = safe_files.Descriptors(shared=inherited)
         for _ in range(_TRIES):

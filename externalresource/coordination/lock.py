@@ -195,6 +195,7 @@ class Locked:
         except OSError as error:
             raise safe_files.refusal("lock", self._path, error) from None
         safe_files.create(self._file)
+        safe_files.check_replaceable(self._file)  # who may not use the ledger makes nothing beside it
         if self._took(self._file) and not os.path.lexists(self._path):
             safe_files.replace(self._path, ledger.LOCK_TEXT)
         self._leave()

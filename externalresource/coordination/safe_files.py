@@ -99,14 +99,15 @@ def replace(path: str, content: bytes, take: "Callable[[Callable[[], int]], int]
 
     `take` opens the new file by what it is given, returns its descriptor, and closes it later.
     """
+    check_replaceable(path)
     new = f"{path}.new"
     try:
-        remove(new)  # left by a process that was killed here; the name is fixed, so that they do not pile up
+        _unlink(new)  # left by a process that was killed here; the name is fixed, so that they do not pile up
         try:
             _write(new, content, take)
             os.replace(new, path)
         except BaseException:
-            remove(new)
+            _unlink(new)
             raise
     except OSError as error:
         raise refusal("write", path, error) from None
@@ -144,8 +145,26 @@ def open_plain(path: str, flags: int) -> int:
     raise CoordinationError(f"cannot use {path}: it {what}; remove it")
 
 
+def check_replaceable(path: str) -> None:
+    """Raise CoordinationError if there is a file that this user may not replace; nothing is changed by that."""
+    try:
+        if stat.S_ISREG(os.lstat(path).st_mode):
+            os.rmdir(path)  # the system looks whether we may remove it before it sees that it is no folder
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise refusal("write", path, error) from None
+
+
 def remove(path: str) -> None:
-    """Remove a file that may be there."""
+    """Remove a file that may be there, or raise CoordinationError."""
+    try:
+        _unlink(path)
+    except OSError as error:
+        raise refusal("remove", path, error) from None
+
+
+def _unlink(path: str) -> None:
     try:  # noqa: SIM105 - contextlib costs the discovery script a millisecond
         os.unlink(path)
     except FileNotFoundError:
