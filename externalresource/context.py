@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import functools
-import os
 from _thread import get_ident
 from contextlib import ExitStack
 from itertools import pairwise
 
-from externalresource.errors import ConfigurationError, ExternalResourceError, PluginError, cause, did_you_mean, warn
+from externalresource.errors import (
+    ConfigurationError,
+    CoordinationError,
+    ExternalResourceError,
+    PluginError,
+    cause,
+    did_you_mean,
+    warn,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping, Set as AbstractSet
     from types import TracebackType
     from typing import Self
@@ -229,25 +237,36 @@ def _in_turn(
 
     Two processes that wait for the same two resources thus never hold one each and wait for the other. Within one file
     there is no such order: whoever waits comes first there, and a second one that would wait is a ConfigurationError.
+    A file is known by its inode: two containers may have it under different paths.
     """
-
-    def turn(resource: tuple[str, tuple[ExternalResourceDriver, int]]) -> tuple[str, bool, str]:
-        name, (driver, _) = resource
-        return _queue(driver), not driver.wait, name
-
-    ordered = sorted(resources.items(), key=turn)
+    if len(resources) == 1:
+        return [*resources.items()]
+    files = {name: _file(driver) for name, (driver, _) in resources.items()}
+    ordered = sorted(resources.items(), key=lambda item: (files[item[0]], not item[1][0].wait, item[0]))
     for (name, (driver, _)), (other, (following, _)) in pairwise(ordered):
-        if driver.wait and following.wait and _queue(driver) == _queue(following):
+        if driver.wait and following.wait and files[name] == files[other] != ():
+            paths = " and ".join(dict.fromkeys(str(each.coordination_file) for each in (driver, following)))
             raise ConfigurationError(
-                f"resources {name!r} and {other!r} share {_queue(driver)} and both wait: two processes could hold one "
-                "each and wait for the other; let one of the two wait, or ask for the devices as one resource"
+                f"resources {name!r} and {other!r} share one coordination file ({paths}) and both wait: two processes "
+                "could hold one each and wait for the other; let one of the two wait, or ask for the devices as one "
+                "resource"
             )
     return ordered
 
 
-def _queue(driver: ExternalResourceDriver) -> str:
-    """Return the coordination file of a driver, by the same name for all; empty if it has none."""
-    return os.path.realpath(driver.coordination_file) if driver.coordination_file else ""
+def _file(driver: ExternalResourceDriver) -> tuple[int, ...]:
+    """Return by what the coordination file of a driver is known; nothing if it has none, or it cannot be used.
+
+    What cannot be used comes first: its error then costs nobody a device.
+    """
+    if not driver.coordination_file:
+        return ()
+    from externalresource.coordination import Coordination
+
+    try:
+        return Coordination(driver.coordination_file, "").identity()
+    except CoordinationError:
+        return ()
 
 
 def _retrieved(name: str, driver: ExternalResourceDriver, amount: int) -> frozenset[ExternalResourceInfo]:

@@ -1,3 +1,4 @@
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ import pytest
 
 from externalresource.api import ExternalResourceDriver
 from externalresource.context import RuntimeContext
+from externalresource.coordination import Coordination
 from externalresource.errors import (
     ConfigurationError,
     CoordinationError,
@@ -98,21 +100,33 @@ class Queued(Driver):
         return super().retrieve_resource_info(amount)
 
 
-def test_resources_are_retrieved_in_the_order_of_their_files_whatever_their_names(tmp_path: Path) -> None:
+def test_resources_are_retrieved_in_the_order_of_their_files_whatever_their_names_and_paths(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
+    files = sorted((f"{tmp_path}/{number}" for number in range(3)), key=lambda path: Coordination(path, "").identity())
+    for names in itertools.permutations("abc"):
+        order: list[str] = []
+        paths = files[0], files[1].replace(str(tmp_path), f"{tmp_path}/link"), files[2]
+        drivers = {name: Queued(order, name, path, wait=1) for name, path in zip(names, paths, strict=True)}
+        drivers["d"] = Queued(order, "d", None)
+        RuntimeContext({name: (driver, 1) for name, driver in drivers.items()}).close()
+        assert order == ["d", *names]
+
+
+def test_file_that_cannot_be_used_fails_before_anything_is_claimed(tmp_path: Path) -> None:
     order: list[str] = []
-    drivers = {
-        "a": Queued(order, "a", f"{tmp_path}/link/2", wait=1),
-        "b": Queued(order, "b", f"{tmp_path}/1", wait=1),
-        "c": Queued(order, "c", None),
-    }
+    drivers = {"a": Queued(order, "a", f"{tmp_path}/1"), "b": Queued(order, "b", f"{tmp_path}/missing/1")}
     RuntimeContext({name: (driver, 1) for name, driver in drivers.items()}).close()
-    assert order == ["c", "b", "a"]
+    assert order == ["b", "a"]
 
 
-def test_of_two_resources_with_one_file_the_one_that_waits_comes_first() -> None:
+def test_files_of_one_resource_are_left_to_its_driver(tmp_path: Path) -> None:
+    RuntimeContext({"a": (Queued([], "a", f"{tmp_path}/1", wait=1), 1)}).close()
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_of_two_resources_with_one_file_the_one_that_waits_comes_first(tmp_path: Path) -> None:
     order: list[str] = []
-    drivers = {"a": Queued(order, "a", "/ledger"), "b": Queued(order, "b", "/ledger", wait=1)}
+    drivers = {"a": Queued(order, "a", f"{tmp_path}/1"), "b": Queued(order, "b", f"{tmp_path}/1", wait=1)}
     RuntimeContext({name: (driver, 1) for name, driver in drivers.items()}).close()
     assert order == ["b", "a"]
 
@@ -121,7 +135,7 @@ def test_two_resources_with_one_file_do_not_both_wait(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     order: list[str] = []
     drivers = {"a": Queued(order, "a", f"{tmp_path}/1", wait=1), "b": Queued(order, "b", f"{tmp_path}/link/1", wait=9)}
-    with pytest.raises(ConfigurationError, match=r"'a' and 'b' share .*/1 and both wait"):
+    with pytest.raises(ConfigurationError, match=r"'a' and 'b' share one coordination file \(.*/1 and .*/link/1\) and"):
         RuntimeContext({name: (driver, 1) for name, driver in drivers.items()})
     assert order == []
 

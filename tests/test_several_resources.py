@@ -92,7 +92,8 @@ class Host:
         for number in range(2):
             (self.boards / f"fpga{number}").touch()
         self.config = folder / "config.yaml"
-        self.files = {name: str(folder / f"{name != first:d}-{name}") for name in ("gpu", "fpga")}
+        files = sorted((str(folder / letter) for letter in "ab"), key=lambda path: Coordination(path, "").identity())
+        self.files = {name: files[name != first] for name in ("gpu", "fpga")}
         self.write()
 
     def write(self, **more: object) -> None:

@@ -123,6 +123,10 @@ class Coordination:
                 raise
         return self._claim_in_queue(request, end, None if deadline is None else deadline + wait)
 
+    def identity(self) -> tuple[int, int]:
+        """Return by what its file is known under any path: device and inode of its lock file, made if it is missing."""
+        return self._lock.identity(time.monotonic() + DEFAULT_TIMEOUT)
+
     def release(self, devices: Iterable[Claimable] | None, holder: Holder, *, deadline: float | None = None) -> int:
         """Give back what this process holds of the devices, or of all; return of how many.
 
@@ -275,10 +279,7 @@ class Coordination:
             self._life_locks[life.name] = life
 
     def _within(self, request: Request, claims: Sequence[Claim]) -> Request:
-        """Return the request bounded by the devices of the run that it is made in, if that has any here.
-
-        CoordinationError if this process may not be in it.
-        """
+        """Return the request bounded by what the run around it has here; CoordinationError if it may not be in that."""
         here = processes.observer()
         for grants in reversed(self._runs):
             held = [(claim, each) for claim in claims for each in holders.seen(claim, here) if each.grant in grants]
@@ -294,7 +295,7 @@ class Coordination:
         """Return the claims with what was chosen among them."""
         holder = replace(holder, since=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         if not request.within:
-            return ledger.append(claims, [self._new_claim(device, holder, request.wholes) for device in chosen])
+            return ledger.append(claims, [request.claim_of(device, holder, self._class) for device in chosen])
         return [
             holders.shared(claim, request.within, holder)
             if any(matching.same(claim, device) for device in chosen)
@@ -387,11 +388,6 @@ class Coordination:
         if processes.before_this_boot(process, here):
             return True
         return not (judged and not self._gone(process, here)) and not life_lock.stands(self.path, lock)
-
-    def _new_claim(self, device: Claimable, holder: Holder, wholes: Wholes) -> Claim:
-        parent, root = (device.parent_uuid, device.parent_token), replace(holder, root=True)
-        above = wholes.of(device)[1:]  # the first is the parent
-        return Claim(device.token, (root,), device.uuid, *parent, self._class, ancestors=above)
 
 
 def _left(claim: Claim, judged: Claim, stays: Callable[[Holder], bool]) -> Claim | None:

@@ -156,6 +156,16 @@ class Lock:
             time.sleep(pause)
             pause = min(pause * 2, longest)
 
+    def identity(self, deadline: float) -> tuple[int, int]:
+        """Return device and inode of the lock file, which is made if it is missing: the ledger's change."""
+        if not os.path.lexists(self._path):
+            self.during(lambda _locked: None, deadline)
+        try:
+            status = os.lstat(self._path)
+        except OSError as error:
+            raise safe_files.refusal("lock", self._path, error) from None
+        return status.st_dev, status.st_ino
+
 
 class _BusyError(Exception):
     def __init__(self, path: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from externalresource.coordination import holders, matching, process as processes, queue
 from externalresource.coordination.holders import Claim, Holder
-from externalresource.coordination.matching import Wholes
+from externalresource.coordination.matching import Claimable, Wholes
 from externalresource.coordination.process import Process
 from externalresource.coordination.queue import Place
 from externalresource.errors import NotEnoughDevicesError
@@ -65,6 +65,11 @@ class Request:
             for claim in claims
             if not (self.within and claim.understood and self.within & holders.last_grants(claim))
         ]
+
+    def claim_of(self, device: Claimable, holder: Holder, device_class: str) -> Claim:
+        """Return the claim of a device that was chosen, with all of which it is a part."""
+        parent, above = (device.parent_uuid, device.parent_token), tuple(self.wholes.of(device)[1:])
+        return Claim(device.token, (replace(holder, root=True),), device.uuid, *parent, device_class, ancestors=above)
 
 
 def bounded(request: Request, grants: frozenset[str], run: Sequence[tuple[Claim, Process]]) -> Request:
