@@ -13,8 +13,9 @@ from externalresource.coordination import Coordination, Holder, first, identify,
 from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.matching import Wholes
 from externalresource.errors import CoordinationError, DiscoveryError, NotEnoughDevicesError
-from tests.support.claiming import Asker, Start, content, error_of, me, tokens
+from tests.support.claiming import Asker, content, error_of, me, tokens
 from tests.support.devices import Device
+from tests.support.processes import Start
 
 BOARD = Device("0", "B")
 HALVES = [Device(f"0.{half}", f"B-{half}", "B") for half in "ab"]

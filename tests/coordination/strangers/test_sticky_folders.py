@@ -9,8 +9,7 @@ from typing import TypeVar
 
 import pytest
 
-from externalresource.coordination import Coordination, Grants, queue
-from externalresource.coordination import life_lock as life_locks
+from externalresource.coordination import Coordination, Grants, life_lock as life_locks, queue
 from externalresource.coordination.life_lock import LifeLock
 from externalresource.errors import CoordinationError
 from tests.support.claiming import content, gpus, me, tokens
