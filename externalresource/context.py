@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from _thread import get_ident
 from contextlib import ExitStack
 from itertools import pairwise
@@ -19,7 +20,6 @@ from externalresource.errors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Mapping, Set as AbstractSet
     from types import TracebackType
     from typing import Self
@@ -87,14 +87,20 @@ class RuntimeContext:
         _interrupted[self] = get_ident()
         self._closed = True
         self._infos = {}
+        if self in _kept:
+            _kept.remove(self)
         self._for_each_driver(self._give_back)
 
     def keep_over_exec(self) -> dict[str, str]:
         """Let the devices outlast an exec of this process, which then is another program and still their owner.
 
-        Return the variable by which a process inside of that program knows that it may take shares of them.
+        Return the variable by which a process inside of that program knows that it may take shares of them, and of
+        those of all other contexts of this process that are kept: of several such answers the last one is whole.
         """
-        grants = [grant for driver in self._drivers.values() for grant in driver.keep_over_exec()]
+        if self not in _kept:
+            _kept.append(self)
+        drivers = [driver for context in _kept for driver in context._drivers.values()]  # noqa: SLF001 - of this class
+        grants = [grant for driver in drivers for grant in driver.keep_over_exec()]
         if not grants:
             return {}
         from externalresource.coordination import run_variable
@@ -174,6 +180,11 @@ def _finish_at_exit() -> None:
     import atexit
 
     atexit.register(_finish_interrupted, of_all_threads=True)
+
+
+#: The contexts that outlast an exec of this process. A fork has none: it has claimed nothing yet.
+_kept: list[RuntimeContext] = []
+os.register_at_fork(after_in_child=_kept.clear)
 
 
 def runtime_context(

@@ -34,6 +34,11 @@ def too_few(wanted: int, here: int) -> NotEnoughDevicesError:
     return NotEnoughDevicesError(f"{wanted} wanted, this host has {here}")
 
 
+def printable(text: str) -> str:
+    """Return one line that changes nothing but its own place on a terminal: a process calls itself what it likes."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def cause(error: BaseException) -> str:
     """Return what foreign code raised, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

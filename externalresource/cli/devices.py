@@ -8,7 +8,7 @@ import click
 from externalresource.cli import arguments
 from externalresource.cli.asking import asked, driver_of, listed
 from externalresource.cli.output import show, write
-from externalresource.errors import ExternalResourceError
+from externalresource.errors import ExternalResourceError, printable
 
 if TYPE_CHECKING:
     from externalresource.coordination import Claim
@@ -55,7 +55,7 @@ def _held(driver: "ExternalResourceDriver", resource: str) -> "list[Claim]":
     except NotOfferedError:
         return []
     except ExternalResourceError as error:
-        click.echo(f"externalresource: who holds what is not known: {error}", err=True)
+        click.echo(printable(f"externalresource: who holds what is not known: {error}"), err=True)
         return []
 
 

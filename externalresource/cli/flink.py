@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from externalresource.cli import arguments, output
-from externalresource.cli.tables import printable
+from externalresource.errors import printable
 from externalresource.flink import forwarding
 
 if TYPE_CHECKING:

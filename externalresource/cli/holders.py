@@ -8,6 +8,7 @@ import click
 from externalresource.cli import arguments
 from externalresource.cli.asking import driver_of, listed
 from externalresource.cli.output import show
+from externalresource.errors import printable
 
 if TYPE_CHECKING:
     from externalresource.coordination import Claim, Holder
@@ -68,6 +69,6 @@ def release(resource: str, *, dead: bool, device: str | None, owner: int | None,
 
     dropped = listed(resource, driver_of(resource, arguments.options(given)).drop, struck_out)
     for claim, holder in dropped:
-        click.echo(f"released {claim.token}, held by pid {holder.process.pid}")
+        click.echo(printable(f"released {claim.token}, held by pid {holder.process.pid}"))
     if not dropped:
         click.echo("nothing to release: no such claim")

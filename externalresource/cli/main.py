@@ -10,7 +10,7 @@ from typing import NoReturn, cast
 import click
 
 from externalresource.cli.terminal import columns
-from externalresource.errors import ConfigurationError, ExternalResourceError
+from externalresource.errors import ConfigurationError, ExternalResourceError, printable
 from externalresource.faces import face
 
 _FAILED, _USAGE, _INTERRUPTED = 1, 2, 130
@@ -94,5 +94,5 @@ def _leave(status: int) -> NoReturn:
 
 
 def _complain(message: str, status: int) -> int:
-    click.echo(f"externalresource: {message}", err=True)
+    click.echo(f"externalresource: {printable(message)}", err=True)
     return status

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -58,25 +58,48 @@ def run(command: Sequence[str], /, resources: Sequence[str], **given: Any) -> No
     """Run COMMAND with devices of its own.
 
     No other process gets them while it runs. `run` claims them, sets the environment (CUDA_VISIBLE_DEVICES, ...) and
-    then becomes the command: same process, so signals and exit status are the command's. The devices are free again
-    when it ends, however it ends. Of several resources it gets all or none; -o NAME.KEY=VALUE is an option of one of
-    them. The exit status is 125 if `run` itself fails, 126 if the command cannot be executed, 127 if there is none.
+    then becomes the command: same process, so signals and exit status are the command's. (Pid 1 of a container stays,
+    passes signals on and ends with the command's status.) The devices are free again when it ends, however it ends. Of
+    several resources it gets all or none; -o NAME.KEY=VALUE is an option of one of them. The exit status is
+    125 if `run` itself fails, 126 if the command cannot be executed, 127 if there is none.
     """
     from externalresource.drivers.containment import printing_to_stderr
 
+    if os.getpid() == 1:
+        from externalresource.cli import init
+
+        init.end_when_asked()
     try:
         with printing_to_stderr():
             context = _claimed(resources, arguments.options(given))
+        with context:  # left by an error only: then the devices are given back
+            os.environ.update(context.environment() | context.keep_over_exec())
+            _become(command)
     except ExternalResourceError as error:
         raise _RunFailed(str(error)) from None
-    with context:  # left by an error only: then the devices are given back
-        environment = os.environ | context.environment() | context.keep_over_exec()
-        try:
-            os.execvpe(command[0], list(command), environment)  # noqa: S606 - to become the command is the point
-        except FileNotFoundError:
-            raise _NotFound(f"{command[0]}: command not found") from None
-        except OSError as error:
-            raise _NotExecutable(f"{command[0]}: {error.strerror}") from None
+
+
+def _become(command: Sequence[str]) -> NoReturn:
+    """Become the command. Pid 1 of a container starts it instead, and ends with its status."""
+    import signal
+
+    from externalresource.coordination.own_claims import watch_over_exec
+
+    stays = os.getpid() == 1
+    if not stays:
+        watch_over_exec()
+    try:
+        if stays:
+            from externalresource.cli import init
+
+            os._exit(init.run(command))
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
+            signal.signal(number, signal.SIG_DFL)
+        os.execvp(command[0], list(command))  # noqa: S606 - to become the command is the point
+    except FileNotFoundError:
+        raise _NotFound(f"{command[0]}: command not found") from None
+    except OSError as error:
+        raise _NotExecutable(f"{command[0]}: {error.strerror}") from None
 
 
 def _claimed(resources: Iterable[str], options: Mapping[str, str]) -> "RuntimeContext":

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from externalresource.errors import printable
+
 _GAP = 2
 
 
@@ -24,11 +26,6 @@ def table(rows: Sequence[Mapping[str, object]], room: int | None = None) -> tupl
     padded = [[cell.ljust(width + _GAP) for cell in column] for column, width in zip(columns, widths, strict=True)]
     lines = ["".join(cells).rstrip() for cells in zip(*padded[:shown], strict=True)]
     return lines, [column[0] for column in columns[shown:]]
-
-
-def printable(text: str) -> str:
-    """Return one line that changes nothing but its own place on a terminal: a process calls itself what it likes."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _heading(key: str) -> str:

@@ -5,7 +5,7 @@ import os
 import time
 from typing import Self
 
-from externalresource.cli.tables import printable
+from externalresource.errors import printable
 
 _STDERR = 2
 _CLEAR = b"\r\x1b[K"

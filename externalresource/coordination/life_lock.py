@@ -4,7 +4,8 @@ A pid means nothing in another container. A lock does: flock(2) reaches across p
 holder, so a container that is killed frees its own, with no daemon and nobody helping. Its file is made for one claim,
 under a name that is never used again; what cannot be determined counts as held.
 
-An owner that claims for itself holds the lock. For one that had a script claim, which ends, watchers hold it.
+An owner that claims for itself holds the lock. For one that had a script claim, which ends, watchers hold it, and for
+the command of `run`, which may close what it inherits.
 """
 
 import fcntl
@@ -20,11 +21,15 @@ _NAME = re.compile(r"[0-9A-Za-z]{1,64}")
 
 _TRIES = 20  # files that somebody else locks at once, one after the other
 
+#: What this process holds also as the program that it is about to become.
+_kept: set["LifeLock"] = set()
+
 
 class LifeLock:
     """A lock held by this process until `close` or its end; if `inherited`, until the end of its last fork."""
 
     def __init__(self, coordination_file: str, *, inherited: bool = False) -> None:
+        self._inherited = inherited
         self._file = os.path.abspath(coordination_file)
         safe_files.check_replaceable(self._file)  # who may not use the ledger makes nothing beside it
         self._watchers: list[int] = []
@@ -56,6 +61,20 @@ class LifeLock:
         """Let this process hold the lock also as another program; its children inherit it then, too."""
         if self.descriptor is not None:
             os.set_inheritable(self.descriptor, True)
+            _kept.add(self)
+
+    def post_apart(self, owner: Process) -> None:
+        """Have watchers hold the lock for this process itself, which as another program does so only if forks do."""
+        from externalresource.coordination import watchers
+
+        if self.descriptor is None:
+            return
+        passed_on = os.dup(self.descriptor)  # which the forks that become watchers do not leave
+        try:
+            self._watchers += watchers.start_apart(owner, passed_on, self._path)
+        finally:
+            os.close(passed_on)
+        os.set_inheritable(self.descriptor, self._inherited)
 
     def close(self) -> None:
         """Free the lock and remove its file. In a fork that has left it nothing happens."""
@@ -84,6 +103,12 @@ class LifeLock:
             raise safe_files.refusal("write", self._path, error) from None
         self._descriptors.close()
         return False
+
+
+def watch_over_exec(owner: Process) -> None:
+    """Have watchers hold all that this process, the owner, keeps over an exec."""
+    for lock in _kept:
+        lock.post_apart(owner)
 
 
 def stands(coordination_file: str, name: str, *, missing: bool = True) -> bool:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from externalresource.coordination import ledger, safe_files
-from externalresource.errors import CoordinationError
+from externalresource.errors import CoordinationError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ def _holders(path: str) -> Iterator[str]:
         try:
             if any(_locks(f"{folder}/{number}", place) for number in os.listdir(folder)):
                 with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-                    yield f"pid {pid} ({file.read().strip()})"
+                    yield printable(f"pid {pid} ({file.read().strip()})")
         except OSError:
             continue
 

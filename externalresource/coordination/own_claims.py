@@ -7,11 +7,12 @@ nobody was told of is given back by whoever notices: the claim itself, the next 
 import os
 from collections.abc import Collection, Sequence
 
+from externalresource.coordination import life_lock
 from externalresource.coordination.claims import Coordination, new_grant
 from externalresource.coordination.holders import Holder
 from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.matching import Claimable
-from externalresource.coordination.process import identify
+from externalresource.coordination.process import identify, in_container
 from externalresource.errors import ExternalResourceError
 
 TYPE_CHECKING = False
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from typing import Any
 
     from externalresource.coordination.matching import D
+
+
+def watch_over_exec() -> None:
+    """Have watchers hold the life locks of what this process keeps over an exec, whatever that program closes.
+
+    To be called while it has one thread, and is not pid 1, which would adopt them. CoordinationError if they cannot be
+    started.
+    """
+    if in_container():  # the host sees the owner itself
+        life_lock.watch_over_exec(identify(os.getpid()))
 
 
 class _Grant:

@@ -7,7 +7,7 @@ from externalresource.coordination.holders import Claim, Holder
 from externalresource.coordination.matching import Claimable, Wholes
 from externalresource.coordination.process import Process
 from externalresource.coordination.queue import Place
-from externalresource.errors import NotEnoughDevicesError
+from externalresource.errors import NotEnoughDevicesError, printable
 from externalresource.records import record, replace
 
 TYPE_CHECKING = False
@@ -81,7 +81,7 @@ def bounded(request: Request, grants: frozenset[str], run: Sequence[tuple[Claim,
     mine = matching.named(request.devices, [claim for claim, _ in run])
     part = "" if len(mine) == len(run) else f" ({len(mine)} of them visible and suitable)"
     program = processes.program_of(owner, processes.observer())
-    whole = f"the {len(run)} that pid {owner.pid} ({program}) has, inside of which this runs{part}"
+    whole = printable(f"the {len(run)} that pid {owner.pid} ({program}) has, inside of which this runs{part}")
     if request.amount > len(mine):
         raise NeverEnoughError(f"{request.amount} wanted of {whole}")
     return replace(request, devices=mine, within=grants, whole=f"{whole},")
@@ -131,4 +131,4 @@ def _holds(process: Process, held: Sequence[Claim], since: str | None, asker: Pr
     when = f", since {since}" if since else ""
     itself = ", which asks again and would get further ones" if process == asker else ""
     more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
-    return f"{who}{when}: {', '.join(claim.token for claim in held[:_NAMED])}{more}{itself}"
+    return printable(f"{who}{when}: {', '.join(claim.token for claim in held[:_NAMED])}{more}{itself}")

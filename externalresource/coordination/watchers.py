@@ -1,6 +1,8 @@
 """Two small processes beside an owner that hold its life lock until it has ended.
 
 They stand in the owner's own pid namespace and share one open file description: killing one of them frees nothing.
+A script that starts them ends. An owner that has them for itself lets a fork start them, which ends: they are not its
+children, for which it might wait.
 """
 
 import os
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 _LOOK = 1.0  # seconds between two looks of a watcher
 _BOTH = 2
+_SET_CHILD_SUBREAPER = 36  # of prctl(2)
 
 
 def start(owner: Process, lock: int, path: str, started: list[int]) -> None:
@@ -42,6 +45,23 @@ def start(owner: Process, lock: int, path: str, started: list[int]) -> None:
             raise CoordinationError(f"no watcher can be started beside pid {owner.pid}: they ended at once")
 
 
+def start_apart(owner: Process, lock: int, path: str) -> list[int]:
+    """Start both as nobody's children that this process, or what it becomes, could wait for; return their pids.
+
+    A process that adopts what its descendants leave would have them back: it does not do so meanwhile.
+    """
+    pids = _start_by_a_fork(owner, lock, path)
+    if not _take_end(pids[0], os.WNOHANG):
+        return pids
+    for pid in pids:
+        end(pid)
+    _adopt_orphans(on=False)
+    try:
+        return _start_by_a_fork(owner, lock, path)
+    finally:
+        _adopt_orphans(on=True)
+
+
 def end(pid: int) -> None:
     """Kill a child and take its end: an owner that is pid 1 of its container may be one that takes nobody's."""
     try:
@@ -50,6 +70,59 @@ def end(pid: int) -> None:
             os.waitpid(pid, 0)
     except ChildProcessError:
         pass
+
+
+def _start_by_a_fork(owner: Process, lock: int, path: str) -> list[int]:
+    """Let a fork start both and end; return their pids."""
+    try:
+        told, tell = os.pipe()
+        fork = os.fork()
+    except OSError as error:
+        raise CoordinationError(f"no watcher can be started beside pid {owner.pid}: {error.strerror}") from None
+    if fork == 0:
+        _start_and_end(owner, lock, path, tell)
+    os.close(tell)
+    with open(told, "rb") as answer:
+        kind, _, text = answer.read().decode().partition(" ")
+    _take_end(fork)  # and what it leaves has been adopted
+    if kind != "started":
+        raise CoordinationError(
+            text or f"no watcher can be started beside pid {owner.pid}: the fork that starts it ended"
+        )
+    return [int(pid) for pid in text.split()]
+
+
+def _start_and_end(owner: Process, lock: int, path: str, tell: int) -> "NoReturn":
+    started: list[int] = []
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        start(owner, lock, path, started)
+        os.write(tell, " ".join(["started", *map(str, started)]).encode())
+    except CoordinationError as error:
+        for pid in started:
+            end(pid)
+        os.write(tell, f"failed {error}".encode())
+    finally:
+        os._exit(0)
+
+
+def _take_end(pid: int, how: int = 0) -> bool:
+    """Take the end of a child as waitpid(2) does; False if it is no child of this process."""
+    try:
+        os.waitpid(pid, how)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _adopt_orphans(*, on: bool) -> None:
+    """Say whether this process adopts what its descendants leave. CoordinationError if this Python cannot."""
+    try:
+        import ctypes  # which takes 6 ms
+    except ImportError as error:
+        raise CoordinationError(f"no watcher can be started: this process adopts orphans, and {error}") from None
+    if ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, ctypes.c_ulong(on), 0, 0, 0) != 0:
+        raise CoordinationError("no watcher can be started: this process adopts orphans, and prctl(2) is refused")
 
 
 def _stand(owner: Process, lock: int, path: str, report: int) -> "NoReturn":

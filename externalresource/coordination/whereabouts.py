@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable
 
+from externalresource.coordination import process as processes
 from externalresource.coordination.holders import Claim, Holder, above
 from externalresource.coordination.process import Process, is_here, pid_here, program_of
 from externalresource.errors import ExternalResourceError
@@ -53,11 +54,19 @@ def _user(uid: int | None) -> str | None:
 
 
 def may_strike(claim: Claim, holder: Holder, *, force: bool) -> bool:
-    """Return True if the holder is dead, or the user insists and could end it as well; raise if not."""
+    """Return True if the holder is dead, or the user insists and could end it as well; raise if not.
+
+    Who cannot be seen from a container cannot be told from one that is somebody else's to end.
+    """
     if not holder.living:
         return True
-    process = holder.process
+    process, here = holder.process, processes.observer()
     who = f"pid {process.pid} ({program_of(process) or 'of an unknown program'})"
+    if here.in_container and not here.can_judge(process):
+        raise ExternalResourceError(
+            f"{who} holds {claim.token} and cannot be seen from this container, where it counts as living: release it "
+            "on the host"
+        )
     if not force:
         raise ExternalResourceError(f"{who} lives and holds {claim.token}: end it, or use --force")
     if not _may_signal(pid_here(process)):
@@ -67,7 +76,7 @@ def may_strike(claim: Claim, holder: Holder, *, force: bool) -> bool:
 
 def _may_signal(pid: int | None) -> bool:
     try:
-        os.kill(pid or 1, 0)  # of a process that is not seen from here: as if it were init's
+        os.kill(pid or 1, 0)  # of one that ended before those that inherited its lock: as if it were init's
     except PermissionError:
         return False
     except ProcessLookupError:

@@ -5,6 +5,8 @@ third of what the rest of the script does, and Flink's protocol (the word `null`
 documentation) would fight it.
 """
 
+import os
+
 from externalresource.api import LONGEST, record
 from externalresource.errors import ConfigurationError, did_you_mean
 from externalresource_gpu import backends
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 PREFIX = "EXTERNALRESOURCE_GPU_"
 DEFAULT_COORDINATION_FILE = "/var/tmp/flink-gpu-coordination"  # noqa: S108 - Flink's; what is opened there is checked
 FORMATS = ("flink", "uuid", "env", "json", "spark", "yaml")
+_BESIDE = ("", ".lock", ".queue", ".new", ".queue.new")  # the files in which claims are kept, but for the witnesses
 _LARGEST = 999_999_999  # amount or pid; int() refuses very long ones with an error of its own
 _FLAG, _TEXT, _NUMBER = "true or false", "a text", "a number"
 _BACKEND, _FORMAT = "|".join(backends.NAMES), "|".join(FORMATS)
@@ -128,7 +131,7 @@ class Options:
         self.owner_pid: int | None = _whole(given["owner-pid"], "owner-pid", "the number of a process", least=1)
         self.timeout: float = seconds("option --timeout", given["timeout"] or "")
         self.wait: float = seconds("option --wait", given["wait"] or "", zero=True)
-        self.log_file: str | None = given["log-file"]
+        self.log_file: str | None = _log_file(given["log-file"], self.coordination_file)
         self.until_children_exit: bool = _flag(given, "until-children-exit")
         if self.simulate is not None and self.backend not in ("auto", "simulated"):
             raise ConfigurationError(f"--simulate {self.simulate} and --backend {self.backend} exclude each other")
@@ -163,6 +166,25 @@ def _absolute(path: str) -> str:
     if not path.startswith("/"):  # each TaskManager has its own current folder, and Flink keeps quotes in arguments
         raise ConfigurationError(f"option --coordination-file must be an absolute path, not {path!r}")
     return path
+
+
+def _log_file(path: str | None, coordination_file: str) -> str | None:
+    """Return it. ConfigurationError if claims are kept there, under whatever name: its first line would ruin them."""
+    if path is None:
+        return None
+    folder, name = os.path.split(coordination_file)
+    real_folder, real_name = os.path.split(os.path.realpath(path))
+    beside = real_name in [name + end for end in _BESIDE] or real_name.startswith(f"{name}.witness-")
+    if (beside and _same(real_folder, folder)) or any(_same(path, coordination_file + end) for end in _BESIDE):
+        raise ConfigurationError(f"option --log-file must not be {path!r}, where claims are kept: choose another file")
+    return path
+
+
+def _same(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # one is not there
+        return False
 
 
 def _from_words(words: "Sequence[str]", *, driver: bool) -> dict[str, str]:
