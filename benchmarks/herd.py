@@ -2,6 +2,9 @@
 
 Ours and Flink's run in turn, each with a coordination file of its own, and share one stand-in for nvidia-smi. Nobody
 is hurried here; how many were answered within the 10 seconds that Flink's driver waits is told beside.
+
+With --wait they queue for 8 devices instead, and each has its own for a moment. They are forks that claim for
+themselves; what a start costs is measured with `externalresource run`.
 """
 
 import math
@@ -21,11 +24,16 @@ import click
 
 import contenders
 import owners
+import waiting
 from contenders import Script
 from owners import Answer, Asker
 
 _PATIENCE = 900  # seconds until a script that says nothing is an error of this benchmark
 _FLINKS_PATIENCE = 10  # seconds
+_DEVICES = 8  # that are waited for
+_STARTS = 30  # of `run`, that need not wait
+_GOAL = 2.0  # times the processor time of those that need not wait
+_AT_ONCE = 2.0  # seconds in which the first of the queue is to see a free device
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +88,43 @@ def report(result: Result, size: int) -> None:
         click.echo(f"    failed {count} times: {said}")
 
 
+def wait(size: int, hold: float) -> bool:
+    """Let `size` wait; return whether all were served in their order."""
+    result = waiting.wait(size, _DEVICES, hold)
+    run = waiting.start(_STARTS)
+    ratio = (run + result.processor) / run
+    click.echo(f"{'waiters':>7}{'served':>8}{'seconds':>9}{'a run, ms':>11}{'its wait, ms':>14}{'ratio':>7}  goal")
+    click.echo(
+        f"{size:>7}{result.served:>8}{result.seconds:>9.2f}{1000 * run:>11.1f}{1000 * result.processor:>14.1f}"
+        f"{ratio:>7.2f}{_GOAL:>6g}  {'met' if ratio <= _GOAL else 'missed'}"
+    )
+    in_order = result.served == size and result.ahead < _DEVICES
+    click.echo(
+        f"\nserved in their order: {'yes' if in_order else 'no'}; when one was served, at most {result.ahead} that came"
+        f" earlier still waited,\neach for another of the {_DEVICES} devices\n"
+        f"longest that a device lay idle: {result.idle:.2f} s, goal {_AT_ONCE:g}"
+    )
+    return in_order
+
+
 @click.command(help=__doc__)
-@click.option("--size", type=click.IntRange(1, 1024), default=256, show_default=True, help="Owners, and GPUs.")
+@click.option("--size", type=click.IntRange(1, 1024), help="Owners, and GPUs: 256. With --wait, waiters: 1000.")
 @click.option("--runs", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--script", type=click.Choice(["ours", "flink", "both"]), default="both", show_default=True)
 @click.option("--flink-home", "home", type=click.Path(exists=True, path_type=Path), help="A folder with Flink in it.")
-def main(size: int, runs: int, script: str, home: Path | None) -> None:
+@click.option("--wait", "waits", is_flag=True, help="Queue for 8 devices.")
+@click.option("--hold", type=click.FloatRange(0), default=0.3, show_default=True, help="With --wait: seconds of use.")
+def main(size: int | None, runs: int, script: str, home: Path | None, *, waits: bool, hold: float) -> None:
     owners.adopt_orphans()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and leave nobody behind
+    if waits:
+        click.echo(f"{contenders.machine()}, {_DEVICES} devices, each used for {hold:g} s at a time\n")
+        sys.exit(not wait(size or 1000, hold))
+    compare(size or 256, runs, script, home)
+
+
+def compare(size: int, runs: int, script: str, home: Path | None) -> None:
+    """Let as many as there are GPUs ask ours and Flink's script."""
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

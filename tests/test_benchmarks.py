@@ -27,6 +27,16 @@ def test_each_of_a_herd_gets_a_gpu_of_its_own() -> None:
     assert done.returncode == 0
 
 
+def test_herd_that_waits_is_served_in_its_order() -> None:
+    command = [sys.executable, str(_BENCHMARKS / "herd.py"), "--wait", "--size", "20", "--hold", "0.05"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
+    assert re.findall(
+        r"^ +20 +(\d+) +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ +2  (?:met|missed)$", done.stdout, re.MULTILINE
+    ) == ["20"]
+    assert "\nserved in their order: yes " in done.stdout
+    assert done.returncode == 0
+
+
 def test_claims_are_measured_beside_their_floor() -> None:
     command = [sys.executable, str(_BENCHMARKS / "claim.py"), "--runs", "3", "--devices", "4", "--devices", "9"]
     out = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout

@@ -7,9 +7,13 @@ if TYPE_CHECKING:
     from externalresource.coordination.claims import (
         Coordination as Coordination,
         first as first,
+    )
+    from externalresource.coordination.holders import (
+        Claim as Claim,
+        Holder as Holder,
+        above as above,
         new_grant as new_grant,
     )
-    from externalresource.coordination.holders import Claim as Claim, Holder as Holder, above as above
     from externalresource.coordination.inside import run_variable as run_variable, runs_around as runs_around
     from externalresource.coordination.lock import flock as flock, unshielded as unshielded
     from externalresource.coordination.matching import Claimable as Claimable
@@ -25,8 +29,8 @@ if TYPE_CHECKING:
     )
 
 _NAMES = {
-    "claims": "Coordination first new_grant",
-    "holders": "Claim Holder above",
+    "claims": "Coordination first",
+    "holders": "Claim Holder above new_grant",
     "inside": "run_variable runs_around",
     "lock": "flock unshielded",
     "matching": "Claimable",

@@ -3,20 +3,27 @@
 Flink's own script edits the very file that it locks, and so hands out devices twice.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from externalresource.coordination import holders, ledger, life_lock, matching, process as processes, queue
+from externalresource.coordination import (
+    holders,
+    ledger,
+    life_lock,
+    matching,
+    process as processes,
+    queue,
+    request as requests,
+)
 from externalresource.coordination.holders import Claim, Holder
 from externalresource.coordination.inside import check_inside, runs_around
 from externalresource.coordination.life_lock import LifeLock
-from externalresource.coordination.lock import Lock, Locked, Try, by_filelock, shielded
+from externalresource.coordination.lock import Lock, Locked, LockedError, Try, by_filelock, shielded
 from externalresource.coordination.matching import Claimable, Wholes
 from externalresource.coordination.process import Observer, Process, in_container
 from externalresource.coordination.queue import Place
-from externalresource.coordination.request import NeverEnoughError, Request, TooFewError, bounded, choice, refusal
-from externalresource.errors import ConfigurationError, CoordinationError, NotEnoughDevicesError, too_few
+from externalresource.coordination.request import NeverEnoughError, Request, TooFewError
+from externalresource.errors import CoordinationError, NotEnoughDevicesError
 from externalresource.records import replace
 
 TYPE_CHECKING = False
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
     from externalresource.coordination.request import Choose
 
 DEFAULT_TIMEOUT = 9.0  # seconds: Flink's 10 for a discovery script, less its start
-_PAUSE = 0.05, 0.5  # seconds between two looks of a waiting process: the first, and the longest
+_TRY = 0.05  # seconds for which a waiting process tries the lock before it pauses again
 _FEW = 128  # claims, more than 16 GPUs have slices: a look at the holders of more costs more than all the rest
 _LEAVING = 0.5  # seconds for the lock to be free when a waiting process gives up
 
@@ -46,19 +53,14 @@ def first(
     return matching.apart(free, amount, wholes)
 
 
-def new_grant() -> str:
-    """Return a name that is never used again, for what an owner is granted at one time."""
-    return os.urandom(8).hex()
-
-
 class Coordination:
     """The devices of one class on this host, as the processes that share one coordination file divide them.
 
     `lock` tries to lock an open file without waiting, as `flock` does, too. `run` keeps interrupts from what happens
-    under the lock. `in_container` tells whether there may be
-    processes to which an owner's pid means nothing; it is given a life lock then. `pause` is called with seconds and a
-    reason between two looks of a process that waits for devices. Within one of the `runs` (by default those that this
-    process is inside of), the innermost that lives and has devices here, who claims gets a share of that one's.
+    under the lock. `in_container` tells whether there may be processes to which an owner's pid means nothing; it is
+    given a life lock then. `pause` is called with seconds and a reason between two looks of a process that waits for
+    devices. Within one of the `runs` (by default those that this process is inside of), the innermost that lives and
+    has devices here, who claims gets a share of that one's.
     """
 
     def __init__(  # noqa: PLR0913 - all but two have a value that is right outside of the script and of tests
@@ -106,22 +108,17 @@ class Coordination:
         Inside of a run that lives and has devices here the holder gets a share of these.
         Raises NotEnoughDevicesError, which says who holds them; CoordinationError if the file cannot be used.
         """
-        if amount < 1:
-            raise ConfigurationError(f"the amount must be a positive integer, not {amount}")
-        if amount > len(devices):
-            raise too_few(amount, len(devices))
-        holder = holder if holder.grant else replace(holder, grant=new_grant())
-        wholes = Wholes(devices if among is None else among)
-        wholes.check()
-        choose = choose or (lambda free, _claims, amount: matching.apart(free, amount, wholes))
-        request = Request(devices, amount, holder, choose, suits, wholes, wait)
+        request = requests.checked(devices, amount, holder, choose, suits, among, wait)
         end = time.monotonic() + wait
-        try:
+        deadline = time.monotonic() + DEFAULT_TIMEOUT if deadline is None else deadline
+        if wait <= 0:
             return self._claim_now(request, deadline, None)
-        except NotEnoughDevicesError as error:
-            if wait <= 0 or isinstance(error, NeverEnoughError):
-                raise
-        return self._claim_in_queue(request, end, None if deadline is None else deadline + wait)
+        try:
+            return self._claim_now(request, min(deadline, time.monotonic() + _TRY), None, tries_again=True)
+        except NeverEnoughError:
+            raise
+        except (NotEnoughDevicesError, LockedError):
+            return self._claim_in_queue(request, end, max(deadline, end))
 
     def identity(self) -> tuple[int, int]:
         """Return by what its file is known under any path: device and inode of its lock file, made if it is missing."""
@@ -183,65 +180,56 @@ class Coordination:
 
         return self._under_lock(struck_out, deadline)
 
-    def _life_lock(self, holder: Holder) -> LifeLock | None:
-        """Return a lock by which other containers, where the holder's pid means nothing, see that it lives.
-
-        Made only under the lock, lest one that waits and is killed leave it.
-        """
-        if holder.life_lock is not None or not self.in_container():
-            return None
-        itself = holder.process.pid == os.getpid()
-        life = LifeLock(self.path, inherited=not itself)
-        if not itself:
-            try:
-                life.post(holder.process)
-            except CoordinationError:
-                life.close()
-                raise
-        return life
-
-    def _claim_in_queue(self, request: Request, end: float, deadline: float | None) -> "list[Any]":
+    def _claim_in_queue(self, request: Request, end: float, deadline: float) -> "list[Any]":
         """Claim under a place in the queue, which is kept by a lock and given up if this ends with an error."""
         life = LifeLock(self.path)
+        view = queue.View(self.path, life.name)
+
+        def attempt(now: float) -> "list[Any]":
+            if view.placed:
+                self._look(request, view, life.name)
+            until = min(deadline, now + _TRY * view.placed)  # a herd that comes at once must not fight for the lock
+            try:
+                return self._claim_now(request, until, life.name, tries_again=now < deadline)
+            except NotEnoughDevicesError:
+                view.placed = True
+                raise
+
         try:
-            return self._claim_in_turn(request, life.name, end, deadline)
+            return requests.patiently(request, attempt, view, self._pause, end, deadline)
         except BaseException:
             self._leave(life.name)
             raise
         finally:
             life.close()
 
-    def _claim_in_turn(self, request: Request, place: str, end: float, deadline: float | None) -> "list[Any]":
-        """Claim as soon as those before leave enough; NotEnoughDevicesError at `end`."""
-        seconds, longest = _PAUSE
-        while True:
-            now = time.monotonic()
-            patience = now + DEFAULT_TIMEOUT
-            try:
-                return self._claim_now(request, patience if deadline is None else min(patience, deadline), place)
-            except NeverEnoughError:
-                raise
-            except NotEnoughDevicesError as error:
-                if now >= end:
-                    raise NotEnoughDevicesError(f"{error}; waited {request.wait:g} s for them") from None
-                reason = str(error)
-            self._pause(max(0, min(seconds, end - time.monotonic())), reason)
-            seconds = min(seconds * 2, longest)
+    def _look(self, request: Request, view: queue.View, name: str) -> None:
+        """Raise NotEnoughDevicesError if there is nothing to be had, and its place is as it should be.
 
-    def _leave(self, place: str) -> None:
+        Needs no lock, and is not certain.
+        """
+        claims = self._read()
+        request = self._within(request, claims)
+        ahead, own = view.look(request.devices, request.line, request.wholes)
+        if own == requests.place_of(request, name):
+            self._chosen(request, claims, ahead, requests.offered)
+
+    def _leave(self, name: str) -> None:
         """Give up a place. Whoever comes next does it if the lock is not free: a place without its lock is none."""
 
         def leave(_locked: Locked) -> None:
             places = queue.read(self.path)
-            before, behind = queue.around(places, place)
-            self._write_queue(places, [*before, *behind])
+            before, behind = queue.around(places, name)
+            queue.change(self.path, places, [*before, *behind])
 
         try:  # noqa: SIM105 - contextlib costs the discovery script a millisecond
-            self._under_lock(leave, time.monotonic() + _LEAVING)
+            self._under_lock(leave, time.monotonic() + _LEAVING, tries_again=True)
         except CoordinationError:
             pass
 
-    def _claim_now(self, request: Request, deadline: float | None, name: str | None) -> "list[Any]":
+    def _claim_now(
+        self, request: Request, deadline: float, name: str | None, *, tries_again: bool = False
+    ) -> "list[Any]":
         """Claim what is free and not kept for those who came before, or have a place in the queue under `name`."""
 
         def claimed_now(locked: Locked) -> "list[Any]":
@@ -250,24 +238,26 @@ class Coordination:
             places = queue.read(self.path)
             before, behind = queue.around(places, name)
             try:
-                claims, chosen = self._chosen(bounded_request, claimed, before)
+                claims, chosen = self._chosen(bounded_request, claimed, before, requests.choice)
             except NotEnoughDevicesError:
                 if name is not None:
-                    suitable = [device for device in bounded_request.devices if request.suits(device)]
-                    place = queue.place(name, request.amount, suitable, bounded_request.line, request.wholes)
-                    self._write_queue(places, [*before, place, *behind])
+                    queue.change(self.path, places, [*before, requests.place_of(bounded_request, name), *behind])
                 raise
-            self._write_queue(places, [*before, *behind])  # before the claim, which stands once it is written
+            queue.change(self.path, places, [*before, *behind])  # before the claim, which stands once it is written
             self._record(locked, bounded_request, claimed, claims, chosen)
             return chosen
 
-        return self._under_lock(claimed_now, deadline)
+        return self._under_lock(claimed_now, deadline, tries_again=tries_again)
 
     def _record(
         self, locked: Locked, request: Request, before: Sequence[Claim], claims: Sequence[Claim], chosen: "list[Any]"
     ) -> None:
-        """Write that what was chosen is the holder's, with a life lock if others need one to see that it lives."""
-        life = self._life_lock(request.holder)
+        """Write that what was chosen is the holder's, with a life lock if others need one to see that it lives.
+
+        That is made only under the lock, lest one that waits and is killed leave it.
+        """
+        needed = request.holder.life_lock is None and self.in_container()
+        life = life_lock.beside(self.path, request.holder.process) if needed else None
         try:
             holder = replace(request.holder, life_lock=life.name) if life else request.holder
             self._write(locked, before, self._granted(request, claims, chosen, holder))
@@ -286,7 +276,7 @@ class Coordination:
             living = [(claim, each.process) for claim, each in held if not self._dead(each, here)]
             if living:
                 check_inside([process for _, process in living], here)
-                return bounded(request, grants, living)
+                return requests.bounded(request, grants, living)
         return request
 
     def _granted(
@@ -303,29 +293,32 @@ class Coordination:
             for claim in claims
         ]
 
-    def _write_queue(self, before: Sequence[Place], after: Sequence[Place]) -> None:
-        if before != after:
-            queue.write(self.path, after)
-
     def _chosen(
-        self, request: Request, before: Sequence[Claim], ahead: Sequence[Place]
+        self, request: Request, before: Sequence[Claim], ahead: Sequence[Place], decide: "Callable[..., list[Any]]"
     ) -> "tuple[Sequence[Claim], list[Any]]":
         """Return the claims that stand, and what the request gets beside them; NotEnoughDevicesError if too little."""
+
+        def waits(place: Place) -> bool:
+            return queue.waits(self.path, place)
+
         if len(before) > _FEW:
             try:
-                return before, choice(request, before, ahead)
+                return before, decide(request, before, ahead, waits)
             except NotEnoughDevicesError:
                 pass
         judged = self._judge()
         left = [_left(claim, judged(claim), lambda holder: holder.living) for claim in before]
         claims = [claim for claim in left if claim is not None]
         try:
-            return claims, choice(request, claims, ahead)
+            return claims, decide(request, claims, ahead, waits)
         except TooFewError as error:
-            raise NotEnoughDevicesError(refusal(request, claims, error.free, ahead)) from None
+            raise NotEnoughDevicesError(requests.refusal(request, claims, error.free, ahead)) from None
 
-    def _under_lock(self, section: "Callable[[Locked], T]", deadline: float | None) -> "T":
-        return self._lock.during(section, time.monotonic() + DEFAULT_TIMEOUT if deadline is None else deadline)
+    def _under_lock(
+        self, section: "Callable[[Locked], T]", deadline: float | None, *, tries_again: bool = False
+    ) -> "T":
+        deadline = time.monotonic() + DEFAULT_TIMEOUT if deadline is None else deadline
+        return self._lock.during(section, deadline, tries_again=tries_again)
 
     def _read(self) -> list[Claim]:
         text = ledger.content(self.path)
@@ -354,7 +347,7 @@ class Coordination:
             else:
                 life_lock.remove(self.path, name)
         if were or are:
-            life_lock.sweep(self.path, are)
+            life_lock.sweep(self.path, are.union(queue.names(self.path)))
 
     def _judge(self) -> Callable[[Claim], Claim]:
         """Return what tells of each holder of a claim whether it lives. It looks at each process once."""

@@ -6,6 +6,7 @@ last of these has the device for itself. Whoever is left when a root has ended i
 no holder lives.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from externalresource.coordination.process import Observer, Process
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 #: What a line of the file may need of its reader. None yet: whoever does not know a word must not touch the line.
 _KNOWN_NEEDS: frozenset[str] = frozenset()
+
+
+def new_grant() -> str:
+    """Return a name that is never used again, for what an owner is granted at one time."""
+    return os.urandom(8).hex()
 
 
 @record

@@ -105,6 +105,22 @@ class LifeLock:
         return False
 
 
+def beside(coordination_file: str, owner: Process) -> LifeLock:
+    """Return a lock by which other containers, where the owner's pid means nothing, see that it lives.
+
+    This process holds it if it is the owner, else watchers do. CoordinationError if they cannot be started.
+    """
+    itself = owner.pid == os.getpid()
+    lock = LifeLock(coordination_file, inherited=not itself)
+    try:
+        if not itself:
+            lock.post(owner)
+    except CoordinationError:
+        lock.close()
+        raise
+    return lock
+
+
 def watch_over_exec(owner: Process) -> None:
     """Have watchers hold all that this process, the owner, keeps over an exec."""
     for lock in _kept:

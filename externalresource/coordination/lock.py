@@ -137,10 +137,11 @@ class Lock:
         self._try = lock
         self._run = run
 
-    def during(self, section: "Callable[[Locked], T]", deadline: float) -> "T":
+    def during(self, section: "Callable[[Locked], T]", deadline: float, *, tries_again: bool = False) -> "T":
         """Return what a section returns that runs while the lock is held.
 
-        CoordinationError, which says who holds it, if it is not free by `deadline` (time.monotonic).
+        LockedError if it is not free by `deadline` (time.monotonic). It says who holds the lock, which takes long to
+        find, unless the caller `tries_again`.
         """
         pause, longest = _PAUSE
         while True:
@@ -149,10 +150,7 @@ class Lock:
                 return self._run(functools.partial(locked.during, section))
             except _BusyError as busy:
                 if time.monotonic() >= deadline:
-                    who = " and ".join(_holders(busy.path)) or "a process that this user may not look at"
-                    raise CoordinationError(
-                        f"timed out waiting for the lock {busy.path}, which is held by {who}; nothing was changed"
-                    ) from None
+                    raise _refusal(busy.path, tries_again=tries_again) from None
             time.sleep(pause)
             pause = min(pause * 2, longest)
 
@@ -165,6 +163,17 @@ class Lock:
         except OSError as error:
             raise safe_files.refusal("lock", self._path, error) from None
         return status.st_dev, status.st_ino
+
+
+class LockedError(CoordinationError):
+    """Somebody else holds the lock for too long."""
+
+
+def _refusal(path: str, *, tries_again: bool) -> LockedError:
+    if tries_again:
+        return LockedError(f"the lock {path} is not free")
+    who = " and ".join(_holders(path)) or "a process that this user may not look at"
+    return LockedError(f"timed out waiting for the lock {path}, which is held by {who}; nothing was changed")
 
 
 class _BusyError(Exception):

@@ -8,8 +8,8 @@ import os
 from collections.abc import Collection, Sequence
 
 from externalresource.coordination import life_lock
-from externalresource.coordination.claims import Coordination, new_grant
-from externalresource.coordination.holders import Holder
+from externalresource.coordination.claims import Coordination
+from externalresource.coordination.holders import Holder, new_grant
 from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.matching import Claimable
 from externalresource.coordination.process import identify, in_container

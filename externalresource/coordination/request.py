@@ -1,13 +1,15 @@
-"""What one process asks for, what of that it can have, and in which words it is refused. Touches no file."""
+"""What one process asks for, what of that it can have, and in which words it is refused. Touches no file itself."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 from externalresource.coordination import holders, matching, process as processes, queue
 from externalresource.coordination.holders import Claim, Holder
+from externalresource.coordination.lock import LockedError
 from externalresource.coordination.matching import Claimable, Wholes
-from externalresource.coordination.process import Process
+from externalresource.coordination.process import Observer, Process
 from externalresource.coordination.queue import Place
-from externalresource.errors import NotEnoughDevicesError, printable
+from externalresource.errors import ConfigurationError, NotEnoughDevicesError, printable, too_few
 from externalresource.records import record, replace
 
 TYPE_CHECKING = False
@@ -72,6 +74,33 @@ class Request:
         return Claim(device.token, (replace(holder, root=True),), device.uuid, *parent, device_class, ancestors=above)
 
 
+def checked(
+    devices: "Sequence[Any]",
+    amount: int,
+    holder: Holder,
+    choose: "Choose[Any] | None",
+    suits: "Callable[[Any], bool]",
+    among: "Iterable[Claimable] | None",
+    wait: float,
+) -> Request:
+    """Return a request by a holder that has a grant; raise for one that asks for what can never be."""
+    if amount < 1:
+        raise ConfigurationError(f"the amount must be a positive integer, not {amount}")
+    if amount > len(devices):
+        raise too_few(amount, len(devices))
+    wholes = Wholes(devices if among is None else among)
+    wholes.check()
+    choose = choose or (lambda free, _claims, amount: matching.apart(free, amount, wholes))
+    holder = holder if holder.grant else replace(holder, grant=holders.new_grant())
+    return Request(devices, amount, holder, choose, suits, wholes, wait)
+
+
+def place_of(request: Request, name: str) -> Place:
+    """Return the place in the queue of whoever holds the lock of that name and asks for this."""
+    suitable = [device for device in request.devices if request.suits(device)]
+    return queue.place(name, request.amount, suitable, request.line, request.wholes)
+
+
 def bounded(request: Request, grants: frozenset[str], run: Sequence[tuple[Claim, Process]]) -> Request:
     """Return the request for shares of these grants, which a run has by these claims.
 
@@ -87,19 +116,64 @@ def bounded(request: Request, grants: frozenset[str], run: Sequence[tuple[Claim,
     return replace(request, devices=mine, within=grants, whole=f"{whole},")
 
 
-def choice(request: Request, claims: Sequence[Claim], ahead: Sequence[Place]) -> "list[Any]":
+def offered(
+    request: Request, claims: Sequence[Claim], ahead: Sequence[Place], waits: Callable[[Place], bool]
+) -> "list[Any]":
+    """Return what a request may choose from beside these claims, and those that wait before it.
+
+    TooFewError if that is too little.
+    """
+    before = [place for place in ahead if place.line == request.line]
+    free = matching.free(request.devices, request.rivals(claims), request.wholes)
+    free = queue.unreserved(free, before, request.wholes, waits)
+    if len(free) < request.amount:
+        raise TooFewError(len(free))
+    return free
+
+
+def choice(
+    request: Request, claims: Sequence[Claim], ahead: Sequence[Place], waits: Callable[[Place], bool]
+) -> "list[Any]":
     """Return what a request gets beside these claims, and those that wait before it; TooFewError if that is too little.
 
     Raises what its `choose` raises, and CoordinationError if that gives a device twice.
     """
-    before = [place for place in ahead if place.line == request.line]
-    free = matching.free(request.devices, request.rivals(claims), request.wholes)
-    free = queue.unreserved(free, before, request.wholes)
-    if len(free) < request.amount:
-        raise TooFewError(len(free))
+    free = offered(request, claims, ahead, waits)
     chosen = list(request.choose(free, claims, request.amount))
     matching.check_choice(chosen, free, request.amount, request.wholes)
     return chosen
+
+
+def patiently(
+    request: Request,
+    attempt: "Callable[[float], list[Any]]",
+    view: queue.View,
+    pause: Callable[[float, str], None],
+    end: float,
+    deadline: float,
+) -> "list[Any]":
+    """Return what an attempt returns, made whenever the view is outdated, with a pause between two.
+
+    NotEnoughDevicesError if it does so at `end` (time.monotonic), LockedError if it does so at `deadline`.
+    """
+    reason = ""
+    while True:
+        now, said, until = time.monotonic(), reason, end
+        try:
+            if now >= end or view.is_outdated():
+                return attempt(now)
+        except NeverEnoughError:
+            raise
+        except NotEnoughDevicesError as error:
+            if now >= end:
+                raise NotEnoughDevicesError(f"{error}; waited {request.wait:g} s for them") from None
+            reason = str(error)
+        except LockedError as error:
+            if now >= deadline:
+                raise
+            reason, until = str(error), deadline
+        view.rest(changed=reason != said)
+        pause(max(0, min(view.pause, until - time.monotonic())), reason)
 
 
 def refusal(request: Request, claims: Sequence[Claim], free: int, ahead: Sequence[Place]) -> str:
@@ -112,23 +186,23 @@ def refusal(request: Request, claims: Sequence[Claim], free: int, ahead: Sequenc
         taken.setdefault(holder.process, []).append(claim)
         since.setdefault(holder.process, holder.since)
     shown = [
-        _holds(process, held, since[process], request.holder.process) for process, held in list(taken.items())[:_SHOWN]
+        _holds(process, here, held, since[process], itself=process == request.holder.process)
+        for process, held in list(taken.items())[:_SHOWN]
     ]
     whole = request.whole or str(len(request.devices))
     parts = [f"{request.amount} wanted, {free} of {whole} free"]
-    rivals = [queue.wants(place, request.devices, request.wholes) for place in ahead if place.line == request.line]
-    if any(rivals):
-        parts.append(f"{sum(rivals)} waiting before")
+    if rivals := queue.rivals(ahead, request.devices, request.line, request.wholes):
+        parts.append(f"{len(rivals)} waiting before")
     if shown:
         more = f"; and {len(taken) - _SHOWN} more owners" if len(taken) > _SHOWN else ""
         parts.append(f"held by {'; '.join(shown)}{more}")
     return "; ".join(parts)
 
 
-def _holds(process: Process, held: Sequence[Claim], since: str | None, asker: Process) -> str:
-    program = processes.program_of(process, processes.observer())
+def _holds(process: Process, here: Observer, held: Sequence[Claim], since: str | None, *, itself: bool) -> str:
+    program = processes.program_of(process, here)
     who = f"pid {process.pid}" + (f" ({program})" if program else "")
     when = f", since {since}" if since else ""
-    itself = ", which asks again and would get further ones" if process == asker else ""
+    again = ", which asks again and would get further ones" if itself else ""
     more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
-    return printable(f"{who}{when}: {', '.join(claim.token for claim in held[:_NAMED])}{more}{itself}")
+    return printable(f"{who}{when}: {', '.join(claim.token for claim in held[:_NAMED])}{more}{again}")
