@@ -100,8 +100,9 @@ def wait(size: int, hold: float) -> bool:
     )
     in_order = result.served == size and result.ahead < _DEVICES
     click.echo(
-        f"\nserved in their order: {'yes' if in_order else 'no'}; when one was served, at most {result.ahead} that came"
-        f" earlier still waited,\neach for another of the {_DEVICES} devices\n"
+        f"\nserved in their order: {'yes' if in_order else 'no'}; "
+        f"when one was served, at most {result.ahead} that came earlier still waited,\n"
+        f"each for another of the {_DEVICES} devices\n"
         f"longest that a device lay idle: {result.idle:.2f} s, goal {_AT_ONCE:g}"
     )
     return in_order

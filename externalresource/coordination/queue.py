@@ -29,7 +29,7 @@ _LINE = re.compile(rf"({_NAME.pattern}) ([1-9][0-9]{{0,8}})((?: [!-~]+)*)")
 _OF = "of="  # no device begins so: it is quoted
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-~")
 _ASKED = 16  # places at the front whose locks each look asks, and as many anywhere: the dead never become most of all
-_NEAR = 16  # places: who has fewer rivals before it looks itself each time
+_NEAR = 16, 64  # rivals: who has fewer before it, or fewer than there are devices, looks itself each time; not beyond
 _PAUSE = 0.05, 0.5, 1.0  # seconds between two looks: the first, the longest of those near the front, and far back
 _ANYWAY = 2.0, 1 / 20  # seconds after which who is far back looks closer: at least, and for each rival before it
 
@@ -191,14 +191,15 @@ class View:
         self.placed = own is not None
         found = rivals(ahead, devices, line, wholes)
         self._watched = None
-        while self._watched is None and len(found) >= max(_NEAR, len(devices)):
+        least, most = _NEAR
+        while self._watched is None and len(found) >= max(least, min(len(devices), most)):
             middle = found[len(found) // 2]
             if waits(self._file, middle):
                 self._watched = middle
             else:
                 found = [place for place in found if waits(self._file, place)]
-        least, each = _ANYWAY
-        self._until = time.monotonic() + max(least, each * len(found))
+        at_least, each = _ANYWAY
+        self._until = time.monotonic() + max(at_least, each * len(found))
         return found, own
 
     def rest(self, *, changed: bool) -> None:

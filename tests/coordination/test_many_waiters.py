@@ -250,6 +250,18 @@ def test_dead_do_not_pile_up_behind_those_that_live(path: str, crowd: list[str])
     assert len(left) < 400
 
 
+def test_device_that_appears_is_granted_to_who_waits(path: str) -> None:
+    devices = gpus(0)
+
+    def pause(_seconds: float, _reason: str) -> None:
+        devices[1:] = gpus(1)
+
+    shared = Coordination(path, "gpu", in_container=on_the_host, gone=nobody_ends, pause=pause)
+    shared.claim(gpus(0), 1, made_up(1))
+    granted = shared.claim(devices, 1, made_up(2), wait=LONG)
+    assert [device.token for device in granted] == ["1"]
+
+
 def test_place_says_by_and_by_what_would_do(path: str) -> None:
     unfit = {"1"}
 

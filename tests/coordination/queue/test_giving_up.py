@@ -99,10 +99,10 @@ def test_lock_is_waited_for_at_most_until_the_deadline_or_the_end_of_the_wait(pa
             return super()._under_lock(section, deadline, tries_again=tries_again)
 
     deadline = time.monotonic() + 1
-    waiting = Noting(path, "gpu", gone=nobody_ends, pause=Events(lambda: time.sleep(0.01)))
+    waiting = Noting(path, "gpu", gone=nobody_ends)
     with pytest.raises(NotEnoughDevicesError):
         waiting.claim(numbered(0), 1, made_up(2), wait=0.01, deadline=deadline)
     assert max(deadlines) <= deadline
     with pytest.raises(NotEnoughDevicesError):
-        waiting.claim(numbered(0), 1, made_up(2), wait=1, deadline=time.monotonic())
+        waiting.claim(numbered(0), 1, made_up(2), wait=0.3, deadline=time.monotonic())
     assert max(deadlines[:-1]) <= time.monotonic()  # the last one is for leaving the queue
