@@ -3,6 +3,7 @@
 As Ctrl-C in a notebook does it, or a signal handler that raises.
 """
 
+import contextlib
 import fcntl
 import os
 import random
@@ -19,7 +20,9 @@ import pytest
 import externalresource
 from externalresource.api import Device, driver
 from externalresource.context import RuntimeContext
-from externalresource.coordination import Coordination
+from externalresource.coordination import Coordination, Holder, identify
+from externalresource.errors import NotEnoughDevicesError
+from tests.support.claiming import error_of
 from tests.support.processes import NEW_PIDS, in_child, in_namespaces
 
 SOURCES = os.path.dirname(externalresource.__file__)
@@ -48,8 +51,9 @@ class Interrupt:
         return self
 
 
-def claim(path: str) -> RuntimeContext:
-    return externalresource.claim("board", driver_factory=f"{__name__}:board", options={"coordination-file": path})
+def claim(path: str, **options: str) -> RuntimeContext:
+    options = {"coordination-file": path, **options}
+    return externalresource.claim("board", driver_factory=f"{__name__}:board", options=options)
 
 
 def interrupted(action: Callable[[], object], nth: int) -> str | None:
@@ -107,6 +111,33 @@ def interrupted_closes(path: str, step: int) -> list[tuple[str, list[str]]]:
     return [(at, problems) for at, problems in found if problems]
 
 
+def interrupted_waits(path: str, step: int) -> list[tuple[str, list[str]]]:
+    """Interrupt a wait for a device that another process has."""
+    with another_process() as other:
+        Coordination(path, "board").claim([Device("0")], 1, Holder(identify(other)))
+        found, nth = [], 1
+        while at := interrupted(lambda: claim_in_vain(path, wait="0.2"), nth):
+            refused = error_of(NotEnoughDevicesError, lambda: claim(path))
+            left = [name for name in os.listdir(Path(path).parent) if "queue" in name or "witness" in name]
+            found.append((at, left + [refused] * ("waiting before" in refused)))
+            nth += step
+    return [(at, problems) for at, problems in found if problems]
+
+
+def claim_in_vain(path: str, **options: str) -> None:
+    with contextlib.suppress(NotEnoughDevicesError):
+        claim(path, **options)
+
+
+@contextlib.contextmanager
+def another_process() -> Iterator[int]:
+    with subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("interrupt", [interrupted_claims, interrupted_closes])
 def test_interrupt_at_any_line_leaves_nothing_behind(
     tmp_path: Path, interrupt: Callable[[str, int], list[tuple[str, list[str]]]]
@@ -119,6 +150,10 @@ def test_interrupt_at_any_line_leaves_nothing_behind_in_a_container(
     tmp_path: Path, interrupt: Callable[[str, int], list[tuple[str, list[str]]]]
 ) -> None:
     assert in_namespaces(lambda: interrupt(str(tmp_path / "boards"), 5), NEW_PIDS) == []
+
+
+def test_interrupt_at_any_line_of_a_wait_leaves_no_place_in_the_queue(tmp_path: Path) -> None:
+    assert in_child(lambda: interrupted_waits(str(tmp_path / "boards"), 17)) == []
 
 
 def disturbed(action: Callable[[], object], seconds: float) -> bool:

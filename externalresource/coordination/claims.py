@@ -84,6 +84,7 @@ class Coordination:
         self._pause = pause
         self._runs = runs_around() if runs is None else runs
         self._life_locks: dict[str, LifeLock] = {}
+        self._places: dict[str | None, LifeLock] = {}
         self._known: tuple[str, Sequence[Claim]] = "", ()  # the file as last seen: mostly nobody has changed it since
 
     def claim(  # noqa: PLR0913 - what a driver leaves out has a value that is right for most
@@ -129,6 +130,7 @@ class Coordination:
 
         Only what it holds by this grant, if the holder names one.
         """
+        self._end_place(holder.grant)
         given_back = None if devices is None else list(devices)
 
         def stays(other: Holder) -> bool:
@@ -182,7 +184,7 @@ class Coordination:
 
     def _claim_in_queue(self, request: Request, end: float, deadline: float) -> "list[Any]":
         """Claim under a place in the queue, which is kept by a lock and given up if this ends with an error."""
-        life = LifeLock(self.path)
+        life = self.run(lambda: self._begin_place(request.holder.grant))
         view = queue.View(self.path, life.name)
 
         def attempt(now: float) -> "list[Any]":
@@ -201,7 +203,17 @@ class Coordination:
             self._leave(life.name)
             raise
         finally:
-            life.close()
+            self._end_place(request.holder.grant)
+
+    def _begin_place(self, grant: str | None) -> LifeLock:
+        """Make the lock of a place. It is noted by the grant, by which whoever was interrupted gives up all it had."""
+        self._places[grant] = LifeLock(self.path)
+        return self._places[grant]
+
+    def _end_place(self, grant: str | None) -> None:
+        if life := self._places.get(grant):
+            self.run(life.close)
+            self._places.pop(grant, None)
 
     def _look(self, request: Request, view: queue.View, name: str) -> None:
         """Raise NotEnoughDevicesError if there is nothing to be had, and its place is as it should be.
