@@ -33,7 +33,7 @@ def test_herd_that_waits_is_served_in_its_order() -> None:
     assert re.findall(
         r"^ +20 +(\d+) +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ +2  (?:met|missed)$", done.stdout, re.MULTILINE
     ) == ["20"]
-    assert "\nserved in their order: yes " in done.stdout
+    assert "\nserved in their order: yes;" in done.stdout
     assert done.returncode == 0
 
 
