@@ -20,7 +20,7 @@ class Device:
     environment: Mapping[str, str] = field(default_factory=dict)
     #: Why it must not be handed out; None if nothing speaks against it.
     unusable: str | None = None
-    #: The device that this is a slice of, if it is one: the two exclude each other.
+    #: The device that this is a part of, if it is one: the two exclude each other. That may be a part, too.
     parent_uuid: str | None = None
     parent_token: str | None = None
 
