@@ -102,6 +102,7 @@ class Wholes:
 
     def __init__(self, devices: Iterable[Claimable]) -> None:
         self._parts = [device for device in devices if device.parent_uuid or device.parent_token]
+        self._known: dict[int, tuple[Claimable, list[Name]]] = {}
         self._named: dict[str, list[Claimable]] = {}
         for part in self._parts:
             for name in filter(None, {part.uuid, part.token}):
@@ -114,16 +115,17 @@ class Wholes:
 
     def of(self, device: Claimable) -> "list[Name]":
         """Return what a device is a part of, what that is a part of, and so on."""
-        above = _above(device)
-        if not above:
-            return above
-        found = dict.fromkeys(above)
+        known = self._known.get(id(device))
+        if known is not None:
+            return known[1]
+        found = dict.fromkeys(_above(device))
         left = [*found]
         while left:
             for name in chain.from_iterable(map(_above, self._called(left.pop()))):
                 if name not in found:
                     found[name] = None
                     left.append(name)
+        self._known[id(device)] = device, [*found]  # with the device, lest another one has that id later
         return [*found]
 
     def check(self) -> None:
@@ -163,11 +165,10 @@ class _Named:
     """Devices by UUID where both sides know one, else by token: a container's 0 is another GPU than the host's."""
 
     def __init__(self, names: "Iterable[Name]") -> None:
-        self._uuids: set[str] = set()
-        self._tokens: set[str] = set()
-        self._bare: set[str] = set()  # tokens of those without a UUID, which may be one
-        for name in names:
-            self.add(*name)
+        pairs = [*names]
+        self._uuids = {uuid for uuid, _ in pairs if uuid}
+        self._tokens = {token for _, token in pairs if token}
+        self._bare = {token for uuid, token in pairs if token and not uuid}  # may be a UUID, too
 
     def add(self, uuid: str | None, token: str | None) -> None:
         if uuid:
@@ -189,8 +190,9 @@ class _Taken:
     def __init__(self, claims: Sequence[Claimable], wholes: Wholes) -> None:
         self._wholes = wholes
         self._devices = _Named([(claim.uuid, claim.token) for claim in claims])
+        parts = [claim for claim in claims if claim.parent_uuid or claim.parent_token]
         #: What has parts among them.
-        self.parted = _Named(chain.from_iterable(map(wholes.of, claims)))
+        self.parted = _Named([name for claim in parts for name in wholes.of(claim)])
 
     def add(self, device: Claimable) -> None:
         self._devices.add(device.uuid, device.token)
@@ -202,5 +204,5 @@ class _Taken:
 
     def excludes(self, device: Claimable) -> bool:
         """Whether it is not claimed itself, but is a part of what is, or has a part that is."""
-        above = self._wholes.of(device)
+        above = self._wholes.of(device) if device.parent_uuid or device.parent_token else ()
         return any(self._devices.has(*name) for name in above) or self.parted.has(device.uuid, device.token)
