@@ -1,9 +1,9 @@
 """Who waits for devices, first come first served: a file beside the coordination file, changed under its lock.
 
-One line per waiting process in the order in which they came, `LOCK AMOUNT DEVICE...`, a part as `DEVICE@WHOLE`, once
-for each device of which it is a part;
-no device where none would do at the moment; `of=GRANT,...` before them where shares of that are waited for. A place is
-kept by a lock that its process holds, so that it vanishes with the process, whatever ends that.
+One line per waiting process in the order in which they came, `LOCK AMOUNT DEVICE...`; a part stands as `DEVICE@WHOLE`,
+once for each device of which it is a part; no device stands where none would do at the moment; `of=GRANT,...` stands
+before them where shares of that grant are waited for. A place is kept by a lock that its process holds, so it vanishes
+with the process, whatever ends that.
 
 A thousand may wait. To ask each lock takes longer than all the rest, so only those are asked that matter now.
 """
@@ -107,7 +107,7 @@ def write(coordination_file: str, places: Sequence[Place]) -> None:
         if wish not in rendered:
             rendered[wish] = _render(place)
         lines.append(f"{place.life_lock} {rendered[wish]}\n")
-    safe_files.replace(_path(coordination_file), "".join(lines).encode())
+    safe_files.replace(_path(coordination_file), "".join(lines).encode(), like=coordination_file)
 
 
 def change(coordination_file: str, places: Sequence[Place], after: Sequence[Place]) -> None:

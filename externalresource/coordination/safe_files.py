@@ -94,17 +94,20 @@ def read(path: str) -> bytes:
     return content
 
 
-def replace(path: str, content: bytes, take: "Callable[[Callable[[], int]], int] | None" = None) -> None:
+def replace(
+    path: str, content: bytes, take: "Callable[[Callable[[], int]], int] | None" = None, *, like: str | None = None
+) -> None:
     """Replace the whole file by this content, or leave it as it was and raise CoordinationError.
 
-    `take` opens the new file by what it is given, returns its descriptor, and closes it later.
+    `take` opens the new file by what it is given, returns its descriptor, and closes it later. What root writes belongs
+    to whoever owns the file `like`, by default the one before: in a sticky folder he could not replace root's.
     """
     check_replaceable(path)
     new = f"{path}.new"
     try:
         _unlink(new)  # left by a process that was killed here; the name is fixed, so that they do not pile up
         try:
-            _write(new, content, take)
+            _write(new, content, take, like or path)
             os.replace(new, path)
         except BaseException:
             _unlink(new)
@@ -113,14 +116,25 @@ def replace(path: str, content: bytes, take: "Callable[[Callable[[], int]], int]
         raise refusal("write", path, error) from None
 
 
-def _write(path: str, content: bytes, take: "Callable[[Callable[[], int]], int] | None") -> None:
+def _write(path: str, content: bytes, take: "Callable[[Callable[[], int]], int] | None", like: str) -> None:
     def opened() -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
 
     descriptor = take(opened) if take else opened()
     with open(descriptor, "wb", closefd=take is None) as file:
         os.fchmod(descriptor, _MODE)
+        if os.geteuid() == 0:
+            _give(descriptor, like)
         file.write(content)
+
+
+def _give(descriptor: int, like: str) -> None:
+    """Give a file of root's to whoever owns another one, if there is one, and he is known in this user namespace."""
+    try:
+        status = os.lstat(like)
+        os.fchown(descriptor, status.st_uid, status.st_gid)
+    except OSError:
+        pass
 
 
 def refusal(verb: str, path: str, error: OSError) -> CoordinationError:

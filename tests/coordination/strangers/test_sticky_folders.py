@@ -11,7 +11,7 @@ import pytest
 
 from externalresource.coordination import Coordination, Grants, life_lock as life_locks, queue
 from externalresource.coordination.life_lock import LifeLock
-from externalresource.errors import CoordinationError
+from externalresource.errors import CoordinationError, NotEnoughDevicesError
 from tests.support.claiming import content, gpus, me, tokens
 from tests.support.processes import NEW_PIDS, Running, in_child, in_namespaces
 
@@ -21,6 +21,7 @@ R = TypeVar("R")
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can become other users")
 
 ANN, BOB = 64_001, 64_002
+Start = Callable[[Callable[[], object]], Running[object]]
 _CREATED = 0x100  # inotify(7)
 REFUSED = (
     "cannot write {}: Operation not permitted; "
@@ -49,6 +50,19 @@ def refusal(action: Callable[[], object]) -> str:
     with pytest.raises(CoordinationError) as caught:
         action()
     return str(caught.value)
+
+
+def not_enough(path: str, wait: float) -> str:
+    with pytest.raises(NotEnoughDevicesError) as caught:
+        claim(path, wait=wait)
+    return str(caught.value)
+
+
+def wait_until_queued(path: str) -> None:
+    deadline = time.monotonic() + 60
+    while not os.path.exists(f"{path}.queue"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def files(path: str) -> list[str]:
@@ -93,9 +107,9 @@ class Folder:
 @pytest.mark.parametrize("taken", [True, False], ids=["it is held", "it is free"])
 @pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
 def test_second_user_is_refused_and_makes_nothing_at_any_moment(
-    asked: Callable[[str], object], sticky: str, *, taken: bool
+    asked: Callable[[str], object], sticky: str, start: Start, *, taken: bool
 ) -> None:
-    holder = Running(by(ANN, lambda: claim(sticky)))
+    holder = start(by(ANN, lambda: claim(sticky)))
     assert holder.result() == ["0"]
     if not taken:
         holder.kill()
@@ -110,16 +124,13 @@ def test_second_user_is_refused_and_makes_nothing_at_any_moment(
     holder.kill()
 
 
-def test_first_user_waits_and_gets_the_device_whatever_the_second_one_tries(sticky: str) -> None:
-    holder = Running(by(ANN, lambda: claim(sticky)))
+def test_first_user_waits_and_gets_the_device_whatever_the_second_one_tries(sticky: str, start: Start) -> None:
+    holder = start(by(ANN, lambda: claim(sticky)))
     holder.result()
-    second = Running(by(BOB, lambda: refusal(lambda: claim(sticky, wait=60))))
+    second = start(by(BOB, lambda: refusal(lambda: claim(sticky, wait=60))))
     assert second.result() == REFUSED.format(sticky)
-    waiting = Running(by(ANN, lambda: claim(sticky, wait=60)))
-    deadline = time.monotonic() + 60
-    while not os.path.exists(f"{sticky}.queue"):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    waiting = start(by(ANN, lambda: claim(sticky, wait=60)))
+    wait_until_queued(sticky)
     second.kill()
     holder.kill()
     assert waiting.result() == ["0"]
@@ -133,11 +144,11 @@ def test_second_user_makes_no_lock_file_beside_the_ledger(sticky: str) -> None:
     assert files(sticky) == ["gpus"]
 
 
-def test_user_who_may_not_write_the_folder_is_told_the_ledger_that_he_cannot_write(sticky: str) -> None:
+def test_user_who_may_not_write_the_folder_is_told_the_ledger_that_he_cannot_write(sticky: str, start: Start) -> None:
     folder = os.path.dirname(sticky)
     os.chown(folder, ANN, ANN)
     os.chmod(folder, 0o755)
-    holder = Running(by(ANN, lambda: claim(sticky)))
+    holder = start(by(ANN, lambda: claim(sticky)))
     holder.result()
     message = in_child(by(BOB, lambda: refusal(lambda: claim(sticky, wait=60))))
     assert message.startswith(f"cannot write {sticky}: Permission denied; to share devices between users")
@@ -168,8 +179,21 @@ def test_queue_that_cannot_be_removed_is_an_error_in_one_line(sticky: str) -> No
     assert in_child(by(ANN, lambda: claim(sticky))) == ["0"]
 
 
-def test_root_may_use_the_file_of_another_user(sticky: str) -> None:
+def test_root_uses_the_file_of_another_user_and_keeps_him_not_out(sticky: str) -> None:
     assert in_child(lambda: claim(sticky, wait=60)) == ["0"]
+    assert (os.stat(sticky).st_uid, os.stat(sticky).st_gid) == (ANN, ANN)
+    assert in_child(by(ANN, lambda: claim(sticky))) == ["0"]
+
+
+def test_root_that_waits_and_is_killed_keeps_the_first_user_not_out(sticky: str, start: Start) -> None:
+    holder = start(by(ANN, lambda: claim(sticky)))
+    holder.result()
+    waiting = start(lambda: claim(sticky, wait=60))
+    wait_until_queued(sticky)
+    assert "0 of 1 free" in in_child(by(ANN, lambda: not_enough(sticky, 0.3)))
+    waiting.kill()
+    holder.kill()
+    assert in_child(by(ANN, lambda: claim(sticky))) == ["0"]
 
 
 def test_folder_in_place_of_the_ledger_is_not_removed(path: str) -> None:
