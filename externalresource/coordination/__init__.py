@@ -4,10 +4,7 @@ from externalresource.faces import face
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from externalresource.coordination.claims import (
-        Coordination as Coordination,
-        first as first,
-    )
+    from externalresource.coordination.claims import Coordination as Coordination
     from externalresource.coordination.holders import (
         Claim as Claim,
         Holder as Holder,
@@ -16,7 +13,7 @@ if TYPE_CHECKING:
     )
     from externalresource.coordination.inside import run_variable as run_variable, runs_around as runs_around
     from externalresource.coordination.lock import flock as flock, unshielded as unshielded
-    from externalresource.coordination.matching import Claimable as Claimable
+    from externalresource.coordination.matching import Claimable as Claimable, first as first
     from externalresource.coordination.own_claims import Grants as Grants
     from externalresource.coordination.process import (
         Process as Process,
@@ -29,11 +26,11 @@ if TYPE_CHECKING:
     )
 
 _NAMES = {
-    "claims": "Coordination first",
+    "claims": "Coordination",
     "holders": "Claim Holder above new_grant",
     "inside": "run_variable runs_around",
     "lock": "flock unshielded",
-    "matching": "Claimable",
+    "matching": "Claimable first",
     "own_claims": "Grants",
     "process": "Process identify in_container is_here lives pid_here program_of",
 }

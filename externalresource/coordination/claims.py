@@ -19,7 +19,7 @@ from externalresource.coordination.holders import Claim, Holder
 from externalresource.coordination.inside import check_inside, runs_around
 from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.lock import Lock, Locked, LockedError, Try, by_filelock, shielded
-from externalresource.coordination.matching import Claimable, Wholes
+from externalresource.coordination.matching import Claimable
 from externalresource.coordination.process import Observer, Process, in_container
 from externalresource.coordination.queue import Place
 from externalresource.coordination.request import NeverEnoughError, Request, TooFewError
@@ -38,19 +38,6 @@ DEFAULT_TIMEOUT = 9.0  # seconds: Flink's 10 for a discovery script, less its st
 _TRY = 0.05  # seconds for which a waiting process tries the lock before it pauses again
 _FEW = 128  # claims, more than 16 GPUs have slices: a look at the holders of more costs more than all the rest
 _LEAVING = 0.5  # seconds for the lock to be free when a waiting process gives up
-
-
-def first(
-    free: "Sequence[D]", claims: Sequence[Claim], amount: int, among: Iterable[Claimable] | None = None
-) -> "Sequence[D]":
-    """Return the first `amount` of the free devices, none a part of another; NotEnoughDevicesError if too few are.
-
-    `among` are all devices, by which what each is a part of is followed upwards; without it the free ones.
-    """
-    del claims
-    wholes = Wholes(free if among is None else among)
-    wholes.check()
-    return matching.apart(free, amount, wholes)
 
 
 class Coordination:

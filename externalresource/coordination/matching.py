@@ -68,6 +68,19 @@ def named(devices: "Sequence[D]", claims: Iterable[Claim]) -> "list[D]":
     return [device for device in devices if found.has(device.uuid, device.token)]
 
 
+def first(
+    free: "Sequence[D]", claims: Sequence[Claim], amount: int, among: Iterable[Claimable] | None = None
+) -> "Sequence[D]":
+    """Return the first `amount` of the free devices, none a part of another; NotEnoughDevicesError if too few are.
+
+    `among` are all devices, by which what each is a part of is followed upwards; without it the free ones.
+    """
+    del claims
+    wholes = Wholes(free if among is None else among)
+    wholes.check()
+    return apart(free, amount, wholes)
+
+
 def apart(devices: "Sequence[D]", amount: int, wholes: "Wholes") -> "Sequence[D]":
     """Return the first `amount` of which none is a part of another; NotEnoughDevicesError if there are fewer."""
     if not wholes.has_parts:

@@ -122,7 +122,7 @@ class DeviceDriver(ExternalResourceDriver):
         self._grants = Grants(Coordination(path, device_class, pause=self._pause))
         self.coordination_file = path if options.enable_coordination_mode else None
         self.wait = options.wait
-        self._all: Sequence[Device] = ()
+        self._all: list[Device] = []
         self._now: Mapping[str, Device] = {}
         self._seen = 0.0
         self._told = False
@@ -205,7 +205,9 @@ class DeviceDriver(ExternalResourceDriver):
             warn(f"waiting for {self._class}: {reason}")
         time.sleep(seconds)
         if time.monotonic() - self._seen > _FRESH:
-            self._see(self._enumerated(time.monotonic() + self._options.timeout))
+            found, known = self._enumerated(time.monotonic() + self._options.timeout), {d.index for d in self._all}
+            self._all += [device for device in found if device.index not in known]
+            self._see(found)
 
     def _see(self, devices: Sequence[Device]) -> None:
         self._now = {device.index: device for device in devices}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from externalresource_gpu.script.options import Options
 
 MASK, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
-_FRESH = 2.0  # seconds for which an answer counts: what was waited for may have been given back because it broke
+_FRESH = 1.0  # seconds for which an answer counts: what was waited for may have been given back because it broke
 
 
 class Host:

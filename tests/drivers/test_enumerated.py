@@ -242,6 +242,17 @@ def test_device_that_breaks_while_it_is_waited_for_is_not_handed_out(ledger: str
     assert indices(of(disks, ledger, wait="60").retrieve_resource_info(1)) == ["1"]
 
 
+def test_device_that_appears_goes_to_who_waits(ledger: str) -> None:
+    there = ["0"]
+
+    def disks() -> list[Device]:
+        return [Device(index) for index in there]
+
+    of(disks, ledger).retrieve_resource_info(1)
+    threading.Timer(0.3, there.append, "1").start()
+    assert indices(of(disks, ledger, wait="60").retrieve_resource_info(1)) == ["1"]
+
+
 def test_device_that_stays_unusable_is_refused_with_the_reason_once_the_time_is_over(ledger: str) -> None:
     made = of([Device("0", unusable="it is mounted")], ledger, wait="0.2")
     assert message(NotEnoughDevicesError, lambda: made.retrieve_resource_info(1)) == (
