@@ -230,7 +230,7 @@ def test_whoever_made_the_driver_may_be_told_instead(caplog: pytest.LogCaptureFi
     holder.retrieve_resource_info(4)
     heard: list[str] = []
     driver.on_wait = heard.append
-    threading.Timer(1, holder.close).start()
+    threading.Timer(0.6, holder.close).start()
     assert retrieved(driver, 1) == ["0"]
     assert len(heard) > 1
     assert all(reason.startswith("1 wanted, 0 of 4 free; held by") for reason in heard)
