@@ -1,8 +1,11 @@
 """What each test can rely on, however pytest was started."""
 
+import _thread
 import os
 import signal
-from collections.abc import Generator
+import sys
+import threading
+from collections.abc import Callable, Generator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,6 +25,22 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:  # measured itself; to measure what it starts would take twice the time
         os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+    if threading.gettrace():
+        _measure_all_threads()
+
+
+def _measure_all_threads() -> None:
+    """Let coverage see threads, too, that are started without the module threading."""
+    start = _thread.start_new_thread
+
+    def start_measured(function: Callable[..., object], arguments: tuple[object, ...]) -> int:
+        def run() -> None:
+            sys.settrace(threading.gettrace())
+            function(*arguments)
+
+        return start(run, ())
+
+    _thread.start_new_thread = start_measured  # type: ignore[assignment]
 
 
 @pytest.hookimpl(wrapper=True)
