@@ -144,7 +144,8 @@ class RuntimeContext:
     def _give_back(self, name: str) -> None:
         """Have a driver give back what it holds; it is kept, to be asked again, unless it did."""
         try:
-            self._drivers[name].close()
+            if driver := self._drivers.get(name):  # and not closed by another thread meanwhile
+                driver.close()
         except ExternalResourceError as error:
             error.args = (f"the devices of {name!r} are not given back: {error}",)
             raise

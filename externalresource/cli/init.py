@@ -5,6 +5,7 @@ the command's child. So it stays and holds that itself. The command is in its pr
 sends to both.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -42,7 +43,8 @@ def run(command: Sequence[str]) -> int:
         if came.si_signo == signal.SIGCHLD and (status := _reaped(child)) is not None:
             return status if status >= 0 else _SIGNALLED - status
         if _is_for(child, came):
-            os.kill(child, came.si_signo)
+            with contextlib.suppress(PermissionError):  # the command is another user's by now, as below sudo
+                os.kill(child, came.si_signo)
 
 
 def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":

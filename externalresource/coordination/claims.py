@@ -346,7 +346,10 @@ class Coordination:
             else:
                 life_lock.remove(self.path, name)
         if were or are:
-            life_lock.sweep(self.path, are.union(queue.names(self.path)))
+            try:  # noqa: SIM105 - contextlib costs the discovery script a millisecond
+                life_lock.sweep(self.path, are.union(queue.names(self.path)))
+            except CoordinationError:  # the queue cannot be read; but what was written stands
+                pass
 
     def _judge(self) -> Callable[[Claim], Claim]:
         """Return what tells of each holder of a claim whether it lives. It looks at each process once."""

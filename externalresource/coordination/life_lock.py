@@ -121,6 +121,11 @@ def beside(coordination_file: str, owner: Process) -> LifeLock:
     return lock
 
 
+def is_kept() -> bool:
+    """Return whether this process keeps a life lock over an exec."""
+    return bool(_kept)
+
+
 def watch_over_exec(owner: Process) -> None:
     """Have watchers hold all that this process, the owner, keeps over an exec."""
     for lock in _kept:

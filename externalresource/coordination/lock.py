@@ -4,6 +4,7 @@ import _thread
 import fcntl
 import functools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -56,7 +57,7 @@ def shielded(job: "Callable[[], T]") -> "T":
 
     It gets a thread of its own: Python runs signal handlers in the main thread only.
     """
-    if _thread.get_ident() in _jobs:
+    if _thread.get_ident() in _jobs or sys.is_finalizing():  # a thread that begins at the very end never runs
         return job()
     running = _Job(job)
     try:
@@ -297,7 +298,7 @@ def _holders(path: str) -> Iterator[str]:
     except OSError:
         return
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino} ".encode()
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
+    for pid in _pids():
         folder = f"/proc/{pid}/fdinfo"
         try:
             if any(_locks(f"{folder}/{number}", place) for number in os.listdir(folder)):
@@ -305,6 +306,13 @@ def _holders(path: str) -> Iterator[str]:
                     yield printable(f"pid {pid} ({file.read().strip()})")
         except OSError:
             continue
+
+
+def _pids() -> list[str]:
+    try:
+        return [name for name in os.listdir("/proc") if name.isdecimal()]
+    except OSError:
+        return []
 
 
 def _locks(fdinfo: str, place: bytes) -> bool:

@@ -5,6 +5,7 @@ nobody was told of is given back by whoever notices: the claim itself, the next 
 """
 
 import os
+import sys
 from collections.abc import Collection, Sequence
 
 from externalresource.coordination import life_lock
@@ -12,7 +13,7 @@ from externalresource.coordination.claims import Coordination
 from externalresource.coordination.holders import Holder, new_grant
 from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.matching import Claimable
-from externalresource.coordination.process import identify, in_container
+from externalresource.coordination.process import identify
 from externalresource.errors import ExternalResourceError
 
 TYPE_CHECKING = False
@@ -28,7 +29,7 @@ def watch_over_exec() -> None:
     To be called while it has one thread, and is not pid 1, which would adopt them. CoordinationError if they cannot be
     started.
     """
-    if in_container():  # the host sees the owner itself
+    if life_lock.is_kept():  # on the host only with `until_children_exit`, which containers judge by the lock
         life_lock.watch_over_exec(identify(os.getpid()))
 
 
@@ -59,13 +60,13 @@ class Grants:
         grant = self.coordination.run(lambda: self._noted(until_children_exit=until_children_exit))
         try:
             claimed = self.coordination.claim(devices, amount, grant.holder, **request)
-            grant.devices = claimed
+            grant.devices = tuple(claimed)  # the caller may do with his list what he likes
         except ExternalResourceError:
             self._forget(grant)
             raise
         except BaseException:
             grant.is_lost = True  # first of all: this may be interrupted, too
-            self._give_back_lost()
+            self._try_to_give_back()
             raise
         return claimed
 
@@ -91,8 +92,12 @@ class Grants:
         return [grant.holder.grant for grant in self._grants if grant.holder.grant]
 
     def __del__(self) -> None:
-        if any(not grant.devices or grant.is_lost for grant in self._grants):
-            self._lose_what_nobody_was_told_of()
+        if sys.is_finalizing():  # the end of the process frees it
+            return
+        for grant in self._grants:
+            grant.is_lost = grant.is_lost or not grant.devices
+        if any(grant.is_lost for grant in self._grants):
+            self._try_to_give_back()
 
     def _noted(self, *, until_children_exit: bool) -> _Grant:
         """Take note of a claim, with a lock that shows others that this process lives, if it needs one."""
@@ -110,12 +115,10 @@ class Grants:
         self._grants.append(_Grant(holder, lock))
         return self._grants[-1]
 
-    def _lose_what_nobody_was_told_of(self) -> None:
-        for grant in self._grants:
-            grant.is_lost = grant.is_lost or not grant.devices
+    def _try_to_give_back(self) -> None:
         try:  # noqa: SIM105 - contextlib costs the driver a millisecond
             self._give_back_lost()
-        except ExternalResourceError:  # the end of the process frees it
+        except ExternalResourceError:  # whoever comes next tries again
             pass
 
     def _give_back_lost(self) -> None:
@@ -125,13 +128,14 @@ class Grants:
             if grant.holder.process == itself:
                 self.coordination.release(None, grant.holder)
                 self._forget(grant)
-            else:  # the parent's, whose fork this is
+            elif grant in self._grants:  # the parent's, whose fork this is
                 self._grants.remove(grant)
 
     def _forget(self, grant: _Grant) -> None:
         def forget() -> None:
             if grant.life_lock is not None:
                 grant.life_lock.close()
-            self._grants.remove(grant)
+            if grant in self._grants:  # and not closed by another thread meanwhile
+                self._grants.remove(grant)
 
         self.coordination.run(forget)

@@ -244,7 +244,7 @@ def _seems_ended(stat: _Stat) -> bool:
 def _stat(pid: int) -> _Stat | None:
     try:
         descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)  # half the time of a file object
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+    except OSError:  # it has ended, is hidden, or this process has no more descriptors
         return None
     try:
         head, _, tail = os.read(descriptor, _STAT_SIZE).rpartition(b")")

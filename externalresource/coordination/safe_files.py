@@ -52,7 +52,10 @@ class Descriptors:
         """Close them."""
         _unshared.discard(self)
         while self.open:
-            os.close(self.open.pop())
+            try:  # noqa: SIM105 - contextlib costs the discovery script a millisecond
+                os.close(self.open.pop())
+            except OSError:  # somebody else closed it, as one who becomes a daemon closes all
+                pass
 
 
 @functools.cache  # once for this process and its forks, as it cannot be undone
@@ -61,9 +64,11 @@ def _leave_in_forks() -> None:
 
 
 def _leave() -> None:
-    while _unshared:
-        _unshared.pop().close()
-    _forking.release()
+    try:
+        while _unshared:
+            _unshared.pop().close()
+    finally:
+        _forking.release()
 
 
 def create(path: str) -> None:

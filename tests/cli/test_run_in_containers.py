@@ -344,3 +344,18 @@ def test_run_as_pid_1_that_waits_ends_when_it_is_asked(folder: Folder, started: 
         os.kill(first_child(container.pid), number)
         assert container.wait(60) == 128 + number
     assert not Path(f"{folder.file}.queue").exists()
+
+
+def test_command_on_the_host_that_closes_all_and_waits_for_children_keeps_its_device_for_containers(
+    tmp_path: Path,
+) -> None:
+    run = [*COMMAND_LINE, "run", "--simulate", "1", "--coordination-file", str(tmp_path / "gpus"), "gpu=1"]
+    closes = "import os; os.closerange(3, 1024); os.write(1, b'.'); os.read(0, 1)"
+    kept = [*run, "--until-children-exit", "--", sys.executable, "-c", closes]
+    with subprocess.Popen(kept, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as command:
+        assert command.stdout
+        assert command.stdout.read(1) == b"."
+        container = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *run, "--", "true"]
+        assert subprocess.run(container, check=False, stderr=subprocess.DEVNULL).returncode == 125
+        command.communicate(b".")
+    wait_until(lambda: subprocess.run([*run, "--", "true"], check=False, stderr=subprocess.DEVNULL).returncode == 0)

@@ -1,5 +1,6 @@
 """What happens to a coordination file and its lock as others remove, fill, inherit and lock them."""
 
+import gc
 import os
 import resource
 import signal
@@ -215,3 +216,21 @@ def test_file_that_vanishes_while_the_lock_is_taken_is_no_traceback(path: str, m
         CoordinationError, lambda: Coordination(path, "gpu", lock=vanish).claim(gpus(1), 1, me(), deadline=no_wait())
     )
     assert message.startswith(("timed out waiting for the lock", f"coordination file {path} was removed"))
+
+
+def test_list_of_devices_that_its_caller_empties_gives_nothing_back(path: str) -> None:
+    grants = Grants(Coordination(path, "gpu"))
+    list_of_the_caller = grants.claim(gpus(1), 1)
+    assert isinstance(list_of_the_caller, list)
+    list_of_the_caller.clear()
+    del grants
+    gc.collect()
+    assert len(Coordination(path, "gpu").held()) == 1
+
+
+def test_queue_that_cannot_be_read_keeps_nobody_from_giving_back(path: str) -> None:
+    contained = Coordination(path, "gpu", in_container=lambda: True)
+    claimed = contained.claim(gpus(1), 1, me())
+    Path(f"{path}.queue").write_text("no queue\n", encoding="ascii")
+    assert contained.release(claimed, me()) == 1
+    assert contained.held() == []
