@@ -8,6 +8,7 @@ import pytest
 
 from externalresource.api import Ended, find_script, run_script
 from externalresource.errors import ConfigurationError, DiscoveryError
+from tests.support.processes import wait_until
 
 FAR = 60.0
 
@@ -110,7 +111,7 @@ def test_script_that_is_late_is_killed_with_all_that_it_started(tmp_path: Path) 
         run(path, seconds=2)
     assert str(caught.value) == "the script did not answer within 2 s and was killed; see more-time"
     for pid in (tmp_path / "pids").read_text().split():
-        assert not Path(f"/proc/{pid}/stat").exists() or _zombie(pid)
+        wait_until(lambda pid=pid: _zombie(pid))  # type: ignore[misc]
 
 
 def _zombie(pid: str) -> bool:
