@@ -66,6 +66,8 @@ class Coordination:
         self._class = device_class
         self.in_container = in_container
         self.run = run
+        #: For `pause`: nobody who waits came before this process, as far as it knows.
+        self.is_first = False
         self._lock = Lock(path, lock, run)
         self._gone = gone
         self._pause = pause
@@ -210,6 +212,7 @@ class Coordination:
         claims = self._read()
         request = self._within(request, claims)
         ahead, own = view.look(request.devices, request.line, request.wholes)
+        self.is_first = not any(queue.waits(self.path, place) for place in ahead)
         if own == requests.place_of(request, name):
             self._chosen(request, claims, ahead, requests.offered)
 

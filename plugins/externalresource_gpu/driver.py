@@ -130,7 +130,8 @@ class GPUDriver(ExternalResourceDriver):
             raise
         host = question.host(deadline)
         self._told = False
-        self._look_again = lambda: question.look_again(host, deadline + options.wait)
+        coordination = self._grants.coordination
+        self._look_again = lambda: question.look_again(host, deadline + options.wait, first=coordination.is_first)
         granted = self._grants.claim(
             host.claimable(),
             options.amount,

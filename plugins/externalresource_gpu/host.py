@@ -30,6 +30,7 @@ class Host:
         self._options, self._links = options, links
         self._mask = None if options.ignore_mask else os.environ.get(MASK)
         self._wanted = candidates.Wanted(options.mig, options.min_memory, options.name, self._mask)
+        self._claimable: list[Device] = []
         self.look(gpus)
 
     def look(self, gpus: "Sequence[Device]") -> None:
@@ -37,6 +38,7 @@ class Host:
         #: A bound for several processes: each of them may use another of the instances that the mask names.
         self._shown = mask.visible(self._mask, gpus, one_instance=False)
         self._gpus, self._listed = gpus, candidates.listed(gpus, self._shown, self._wanted)
+        self._add_what_appeared()
         self._now = {device.place: device for device in self._listed}
         used = {device.place: policies.foreign(device) for device in self._listed}
         #: Why a device looks used though nobody claimed it, by its place.
@@ -57,20 +59,30 @@ class Host:
         return found
 
     def claimable(self) -> "list[Device]":
-        """Return the candidates for a claim.
+        """Return the candidates for a claim, to which `look` adds those that appear.
 
         NotEnoughDevicesError says so, if a run around this is why they are too few.
         """
         from externalresource.coordination import runs_around
 
         try:
-            return self.candidates()
+            self._claimable = self.candidates()
         except NotEnoughDevicesError as error:
             if not runs_around():
                 raise
             raise NotEnoughDevicesError(
                 f"{error}; this is inside of `externalresource run`, and gets a share of that one's devices"
             ) from None
+        return self._claimable
+
+    def _add_what_appeared(self) -> None:
+        """Add devices at places where there was none that would do: another one at the place of one that is gone is left out."""
+        if self._claimable and not self._options.relative:
+            self._claimable += [
+                device
+                for device in candidates.usable(self._listed, self._shown, 0)
+                if device.place not in {known.place for known in self._claimable}
+            ]
 
     def choose(self, free: "Sequence[Device]", claims: "Sequence[Claim]", amount: int) -> "list[Device]":
         """Return the best of the free devices; NotEnoughDevicesError if too many are in use or do not work any more."""

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from externalresource_gpu.host import Host
     from externalresource_gpu.script.options import Options
 
+_BREATH, _REST = 1.0, 5  # seconds between two looks for what has appeared; and at least so many times what a look takes
+
 
 class Question:
     """What is asked of the backend, and by it of the driver."""
 
     def __init__(self, options: "Options") -> None:
         self._options = options
+        self._next = time.monotonic() + _BREATH
         self._backend = self._create(
             topology=options.topology or (options.amount > 1 and options.policy == "connected")
         )
@@ -44,12 +47,25 @@ class Question:
         except DiscoveryError:
             pass
 
-    def look_again(self, host: "Host", deadline: float) -> None:
-        """See what is usable and in use by now, if that matters and is not known; links stay as they are."""
+    def look_again(self, host: "Host", deadline: float, *, first: bool = False) -> None:
+        """See what is usable and in use by now, if that matters and is not known; links stay as they are.
+
+        Who is the `first` that waits also sees what has appeared. That the driver does not answer then ends no wait.
+        """
+        began = time.monotonic()
         if host.is_outdated:
-            self._check_stuck()
-            self._backend = self._create(topology=False)
-            host.look(self._devices(min(deadline, time.monotonic() + self._options.timeout)))
+            self._see(host, deadline)
+        elif first and began >= self._next:
+            try:  # noqa: SIM105 - contextlib costs the script a millisecond
+                self._see(host, deadline)
+            except DiscoveryError:
+                pass
+            self._next = time.monotonic() + max(_BREATH, _REST * (time.monotonic() - began))
+
+    def _see(self, host: "Host", deadline: float) -> None:
+        self._check_stuck()
+        self._backend = self._create(topology=False)
+        host.look(self._devices(min(deadline, time.monotonic() + self._options.timeout)))
 
     def _links(self, deadline: float) -> "Links":
         """Return how the GPUs are connected; nothing, if that takes too long while the GPUs themselves are known."""

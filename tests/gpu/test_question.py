@@ -262,6 +262,30 @@ def test_device_that_broke_while_it_was_waited_for_is_not_granted_until_it_works
     assert waiting.communicate(timeout=LONG) == ("0\n", "")
 
 
+@pytest.mark.parametrize("amount", [1, 2])
+def test_device_that_appears_goes_to_the_first_that_waits(script: Script, amount: int) -> None:
+    script.describe("gpus: [{uuid: GPU-a}, {uuid: GPU-b}]")
+    options = {"simulate": str(script.machine), "coordination-file": str(script.ledger)}
+    with externalresource.claim("gpu", 2, options=options):
+        waiting = script.start(str(amount), "--enable-coordination-mode", f"--wait={LONG}")
+        assert eventually(script.waits)
+        script.describe("gpus: [{uuid: GPU-a}, {uuid: GPU-b}, {uuid: GPU-c}, {uuid: GPU-d}]")
+        assert waiting.communicate(timeout=LONG) == (["2\n", "2,3\n"][amount - 1], "")
+
+
+def test_driver_that_does_not_answer_meanwhile_ends_no_wait(script: Script) -> None:
+    script.describe(NOT_IN_USE)
+    options = {"simulate": str(script.machine), "coordination-file": str(script.ledger)}
+    with externalresource.claim("gpu", 1, options=options):
+        waiting = script.start("1", "--enable-coordination-mode", f"--wait={LONG}", "--timeout=1")
+        assert eventually(script.waits)
+        script.describe(f"driver: hangs\n{NOT_IN_USE}")
+        time.sleep(4)
+        assert waiting.poll() is None
+        script.describe(NOT_IN_USE)
+    assert waiting.communicate(timeout=LONG) == ("0\n", "")
+
+
 def test_device_that_gave_way_to_another_while_it_was_waited_for_is_not_granted(script: Script) -> None:
     script.describe(NOT_IN_USE)
     with externalresource.claim(

@@ -109,7 +109,7 @@ def _coordinated(options: Options, parent: int, question: Question, deadline: fl
         _check_asker(parent, owner)
         progress.show(reason)
         _sleep(seconds)
-        _look_again(question, host, deadline + options.wait)
+        _look_again(question, host, deadline + options.wait, first=coordination.is_first)
 
     coordination = Coordination(options.coordination_file, "gpu", pause=pause, lock=flock, run=unshielded)
     host = question.host(deadline)
@@ -159,7 +159,7 @@ def _sleep(seconds: float) -> None:
     raise _Ended(asked.si_signo)
 
 
-def _look_again(question: Question, host: "Host", deadline: float) -> None:
+def _look_again(question: Question, host: "Host", deadline: float, *, first: bool) -> None:
     """Ask the driver, which may hang, and whoever wants to end this may: it leaves the queue first."""
     import signal
 
@@ -168,7 +168,7 @@ def _look_again(question: Question, host: "Host", deadline: float) -> None:
             signal.signal(number, _end)
     _hold_signals(hold=False)
     try:
-        question.look_again(host, deadline)
+        question.look_again(host, deadline, first=first)
     finally:
         _hold_signals(hold=True)
 
