@@ -19,7 +19,7 @@ LAYERS = (
     "context",
     "api",
     "flink",
-    "drivers",
+    "drivers whereabouts",
     "coordination",
     "errors records faces yaml_nodes",
 )
@@ -28,7 +28,7 @@ ORDER = {room: -layer for layer, rooms in enumerate(LAYERS) for room in rooms.sp
 DOORS = {
     "cli": {"main"},
     "drivers": {"containment", "contract", "inspection", "loading"},
-    "coordination": {"own_claims", "whereabouts"},
+    "coordination": {"own_claims", "process"},
     "flink": {"config_files", "configuration", "doctor", "forwarding"},
     "demo": {"on_flink", "stand_ins"},
 }

@@ -87,7 +87,7 @@ def _matrix(devices: Iterable[_Device]) -> list[dict[str, object]]:
 
 def _holder(device: _Device, held: "Iterable[Claim]") -> dict[str, object] | None:
     """Return what `status` shows of the living owner's claim of this very device."""
-    from externalresource.coordination.whereabouts import row
+    from externalresource.whereabouts import row
 
     uuid, index = device.get("uuid"), device.get("index")
     for claim in held:

@@ -25,7 +25,7 @@ def status(resource: str, form: str, *, watch: bool, **given: Any) -> None:
     PID is the process as this host sees it, PROGRAM what it runs now. A dead owner's device is free: its claim is
     struck out when the device is wanted, or by `release --dead`.
     """
-    from externalresource.coordination.whereabouts import rows
+    from externalresource.whereabouts import rows
 
     driver = driver_of(resource, arguments.options(given))
     while True:
@@ -55,7 +55,7 @@ def release(resource: str, *, dead: bool, device: str | None, owner: int | None,
     if not (dead or device or owner):
         raise click.UsageError("nothing to release: name --dead, --device DEVICE or --owner PID")
     from externalresource.coordination import pid_here
-    from externalresource.coordination.whereabouts import may_strike
+    from externalresource.whereabouts import may_strike
 
     def named(claim: "Claim", holder: "Holder") -> bool:
         return (

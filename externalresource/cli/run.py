@@ -13,6 +13,8 @@ from externalresource.errors import ConfigurationError, ExternalResourceError
 if TYPE_CHECKING:
     from externalresource.context import RuntimeContext
 
+#: Programs that write a title over their command line (setproctitle: Ray, celery) then leave their environment alone.
+_KEEPS_ENVIRONMENT = {"SPT_NOENV": "1"}
 _DIGITS = 18  # of an amount: what Java reads into a long
 
 
@@ -51,15 +53,18 @@ class _Run(click.Command):
 @click.command(cls=_Run, options_metavar="[OPTIONS]")
 @click.argument("resources", nargs=-1, required=True, metavar="NAME=AMOUNT... -- COMMAND...")
 @click.option("--wait", metavar="SECONDS", help="Queue for devices that others hold, a day at most.")
-@click.option("--until-children-exit", is_flag=True, help="Keep the devices until the last descendant has ended.")
+@click.option(
+    "--free-at-exit", is_flag=True, help="Free the devices when COMMAND ends, whatever it has left in the background."
+)
 @arguments.driver_options
 @click.pass_obj
-def run(command: Sequence[str], /, resources: Sequence[str], **given: Any) -> None:
+def run(command: Sequence[str], /, resources: Sequence[str], *, free_at_exit: bool, **given: Any) -> None:
     """Run COMMAND with devices of its own.
 
     No other process gets them while it runs. `run` claims them, sets the environment (CUDA_VISIBLE_DEVICES, ...) and
     then becomes the command: same process, so signals and exit status are the command's. (Pid 1 of a container stays,
-    passes signals on and ends with the command's status.) The devices are free again when it ends, however it ends. Of
+    passes signals on and ends with the command's status.) The devices are free again when it has ended, however it
+    ends, and all that it has left in the background: what carries its EXTERNALRESOURCE_RUN in the environment. Of
     several resources it gets all or none; -o NAME.KEY=VALUE is an option of one of them. The exit status is
     125 if `run` itself fails, 126 if the command cannot be executed, 127 if there is none.
     """
@@ -71,9 +76,9 @@ def run(command: Sequence[str], /, resources: Sequence[str], **given: Any) -> No
         init.end_when_asked()
     try:
         with printing_to_stderr():
-            context = _claimed(resources, arguments.options(given))
+            context = _claimed(resources, arguments.options(given), marked=not free_at_exit)
         with context:  # left by an error only: then the devices are given back
-            os.environ.update(context.environment() | context.keep_over_exec())
+            os.environ.update(context.environment() | context.keep_over_exec() | _KEEPS_ENVIRONMENT)
             _become(command)
     except ExternalResourceError as error:
         raise _RunFailed(str(error)) from None
@@ -87,7 +92,7 @@ def _become(command: Sequence[str]) -> NoReturn:
 
     stays = os.getpid() == 1
     if not stays:
-        watch_over_exec()
+        watch_over_exec(command[0])
     try:
         if stays:
             from externalresource.cli import init
@@ -102,15 +107,16 @@ def _become(command: Sequence[str]) -> NoReturn:
         raise _NotExecutable(f"{command[0]}: {error.strerror}") from None
 
 
-def _claimed(resources: Iterable[str], options: Mapping[str, str]) -> "RuntimeContext":
+def _claimed(resources: Iterable[str], options: Mapping[str, str], *, marked: bool) -> "RuntimeContext":
     from externalresource.context import RuntimeContext
     from externalresource.drivers.loading import create_driver
 
     amounts = _amounts(resources)
     drivers = {name: create_driver(name, _own_options(name, amounts, options)) for name in amounts}
     with Progress() as progress:
-        if os.isatty(2):  # elsewhere each driver says once in the log that it waits
-            for driver in drivers.values():
+        for driver in drivers.values():
+            driver.marked = marked
+            if os.isatty(2):  # elsewhere each driver says once in the log that it waits
                 driver.on_wait = progress.show
         return RuntimeContext({name: (driver, amounts[name]) for name, driver in drivers.items()})
 

@@ -17,6 +17,7 @@ from externalresource.coordination import (
 )
 from externalresource.coordination.holders import Claim, Holder
 from externalresource.coordination.inside import check_inside, runs_around
+from externalresource.coordination.judging import Judge
 from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.lock import Lock, Locked, LockedError, Try, by_filelock, shielded
 from externalresource.coordination.matching import Claimable
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TIMEOUT = 9.0  # seconds: Flink's 10 for a discovery script, less its start
 _TRY = 0.05  # seconds for which a waiting process tries the lock before it pauses again
+_SETTLING = 3.0  # seconds in which it shows who uses what a command of `run` has left
 _FEW = 128  # claims, more than 16 GPUs have slices: a look at the holders of more costs more than all the rest
 _LEAVING = 0.5  # seconds for the lock to be free when a waiting process gives up
 
@@ -63,13 +65,13 @@ class Coordination:
         runs: Sequence[frozenset[str]] | None = None,
     ) -> None:
         self.path = path
-        self._class = device_class
+        self.device_class = device_class
         self.in_container = in_container
         self.run = run
         #: For `pause`: nobody who waits came before this process, as far as it knows.
         self.is_first = False
         self._lock = Lock(path, lock, run)
-        self._gone = gone
+        self.judge = Judge(path, device_class, gone)
         self._pause = pause
         self._runs = runs_around() if runs is None else runs
         self._life_locks: dict[str, LifeLock] = {}
@@ -102,7 +104,7 @@ class Coordination:
         end = time.monotonic() + wait
         deadline = time.monotonic() + DEFAULT_TIMEOUT if deadline is None else deadline
         if wait <= 0:
-            return self._claim_now(request, deadline, None)
+            return self._claim_settled(request, deadline)
         try:
             return self._claim_now(request, min(deadline, time.monotonic() + _TRY), None, tries_again=True)
         except NeverEnoughError:
@@ -135,7 +137,8 @@ class Coordination:
         self, which: Callable[[Claim, Holder], bool], *, deadline: float | None = None
     ) -> list[tuple[Claim, Holder]]:
         """Strike out the holders of claims for which `which` answers True, and return them, each with its claim."""
-        judged = self._judge()
+        self.held()  # which finds out who uses what was left
+        judged = self.judge.look()
         dropped: list[tuple[Claim, Holder]] = []
 
         def after(claim: Claim) -> Claim | None:
@@ -157,8 +160,28 @@ class Coordination:
 
         Needs no lock: the file is only ever replaced whole.
         """
-        claims = map(self._judge(), self._read())
+        end = time.monotonic() + _SETTLING
+        claims = [*map(self.judge.look(), self._read())]
+        while self._settles(end):
+            claims = [*map(self.judge.look(), self._read())]
         return [claim for claim in claims if process is None or process in [each.process for each in claim.holders]]
+
+    def heir(self, holder: Holder, seconds: float | None = None) -> Process | None:
+        """Return who uses what a holder has that has ended, and tell everybody by the file; None if nobody does.
+
+        CoordinationError if that cannot be told, or not in so many seconds.
+        """
+        user = self.judge.heir(holder, seconds)
+
+        def after(claim: Claim) -> Claim | None:
+            if user is not None:
+                return holders.handed_on(claim, holder, user)
+            return holders.left(claim, lambda other: other.grant != holder.grant)
+
+        # Of one that is alone in its line watchers say by its lock that it has ended. For Flink's script its pid does.
+        if user is not None or seconds is not None or any(len(claim.holders) > 1 for claim in self._read()):
+            self._strike_out(after, None)
+        return user
 
     def _strike_out(self, after: Callable[[Claim], Claim | None], deadline: float | None) -> list[Claim]:
         """Replace each claim by what `after` leaves of it; return those that have changed, as they were."""
@@ -171,12 +194,29 @@ class Coordination:
 
         return self._under_lock(struck_out, deadline)
 
+    def _claim_settled(self, request: Request, deadline: float) -> "list[Any]":
+        """Claim now; too little is free only when it shows who uses what has just been left."""
+        end = min(deadline, time.monotonic() + _SETTLING)
+        while True:
+            try:
+                return self._claim_now(request, deadline, None)
+            except NeverEnoughError:
+                raise
+            except NotEnoughDevicesError:
+                if not self._settles(end):
+                    raise
+
+    def _settles(self, end: float) -> bool:
+        """Find out who uses what was left, where watchers no longer do; return whether it is to be looked at again."""
+        return self.judge.settles(end, lambda holder: self.heir(holder, _SETTLING))
+
     def _claim_in_queue(self, request: Request, end: float, deadline: float) -> "list[Any]":
         """Claim under a place in the queue, which is kept by a lock and given up if this ends with an error."""
         life = self.run(lambda: self._begin_place(request.holder.grant))
         view = queue.View(self.path, life.name)
 
         def attempt(now: float) -> "list[Any]":
+            self._settles(now)
             if view.placed:
                 self._look(request, view, life.name)
             until = min(deadline, now + _TRY * view.placed)  # a herd that comes at once must not fight for the lock
@@ -275,9 +315,9 @@ class Coordination:
         here = processes.observer()
         for grants in reversed(self._runs):
             held = [(claim, each) for claim in claims for each in holders.seen(claim, here) if each.grant in grants]
-            living = [(claim, each.process) for claim, each in held if not self._dead(each, here)]
+            living = [(claim, each) for claim, each in held if not self.judge.is_dead(each, here)]
             if living:
-                check_inside([process for _, process in living], here)
+                check_inside([each.process for _, each in living], here)
                 return requests.bounded(request, grants, living)
         return request
 
@@ -287,7 +327,7 @@ class Coordination:
         """Return the claims with what was chosen among them."""
         holder = replace(holder, since=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         if not request.within:
-            return ledger.append(claims, [request.claim_of(device, holder, self._class) for device in chosen])
+            return ledger.append(claims, [request.claim_of(device, holder, self.device_class) for device in chosen])
         return [
             holders.shared(claim, request.within, holder)
             if any(matching.same(claim, device) for device in chosen)
@@ -308,7 +348,7 @@ class Coordination:
                 return before, decide(request, before, ahead, waits)
             except NotEnoughDevicesError:
                 pass
-        judged = self._judge()
+        judged = self.judge.look()
         left = [_left(claim, judged(claim), lambda holder: holder.living) for claim in before]
         claims = [claim for claim in left if claim is not None]
         try:
@@ -329,9 +369,9 @@ class Coordination:
             return list(claims)
         claims = ledger.parse(text, self.path)
         for claim in claims:
-            if claim.device_class not in (None, self._class):
+            if claim.device_class not in (None, self.device_class):
                 raise CoordinationError(
-                    f"{self.path} coordinates {claim.device_class!r}, not {self._class!r}: "
+                    f"{self.path} coordinates {claim.device_class!r}, not {self.device_class!r}: "
                     "one file serves one class of devices; choose another file"
                 )
         self._known = text, claims
@@ -353,39 +393,6 @@ class Coordination:
                 life_lock.sweep(self.path, are.union(queue.names(self.path)))
             except CoordinationError:  # the queue cannot be read; but what was written stands
                 pass
-
-    def _judge(self) -> Callable[[Claim], Claim]:
-        """Return what tells of each holder of a claim whether it lives. It looks at each process once."""
-        here = processes.observer()
-        dead: dict[object, bool] = {}
-
-        def is_dead(holder: Holder) -> bool:
-            process = holder.process
-            key = process, process.pidfd_inode, holder.life_lock, holder.until_children_exit
-            if key not in dead:
-                dead[key] = self._dead(holder, here)
-            return dead[key]
-
-        def judged(claim: Claim) -> Claim:
-            if not claim.understood:
-                return claim
-            seen = holders.seen(claim, here)
-            lost = [holder for holder in seen if is_dead(holder)]
-            if not lost and seen is claim.holders:
-                return claim
-            return replace(claim, holders=tuple([replace(each, living=not is_dead(each)) for each in seen]))
-
-        return judged
-
-    def _dead(self, holder: Holder, here: Observer) -> bool:
-        """Return True only if neither the holder nor, where they count, its children can use the device any more."""
-        process, lock = holder.process, holder.life_lock
-        judged = here.can_judge(process)
-        if lock is None or (judged and not holder.until_children_exit):
-            return self._gone(process, here)
-        if processes.before_this_boot(process, here):
-            return True
-        return not (judged and not self._gone(process, here)) and not life_lock.stands(self.path, lock)
 
 
 def _left(claim: Claim, judged: Claim, stays: Callable[[Holder], bool]) -> Claim | None:

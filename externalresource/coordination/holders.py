@@ -40,12 +40,14 @@ class Holder:
     since: str | None = None
     #: Name of a lock that is free once the holder has ended, for those who cannot see its pid; see life_lock.py.
     life_lock: str | None = None
-    #: Whoever inherited that lock counts as the holder, too.
-    until_children_exit: bool = False
+    #: Whoever carries the grant as a mark counts as the holder, too: see inside.py.
+    marked: bool = False
     #: It holds the device itself, and has it from no other holder.
     root: bool = True
     #: How much of the device it has; None is all of it.
     share: "Mapping[str, Any] | None" = None
+    #: `pid` and `program` of the command of `run` that has left the device to this process.
+    left_by: "Mapping[str, Any] | None" = None
     #: What else the file says of it: it is kept.
     others: "Mapping[str, Any]" = {}  # noqa: RUF012 - nobody changes it
     #: False only if it provably is no more, as `Coordination.held` has seen it.
@@ -134,6 +136,19 @@ def shared(claim: Claim, grants: Collection[str], taker: Holder) -> Claim:
     at = next(number for number, holder in reversed([*enumerate(claim.holders)]) if holder.grant in grants) + 1
     held = [*claim.holders[:at], replace(taker, root=False), *claim.holders[at:]]
     return replace(claim, holders=tuple(held), line="", flinks=False)
+
+
+def handed_on(claim: Claim, ended: Holder, user: Process) -> Claim:
+    """Return the claim with that process, which uses what a holder has left, in its place."""
+    process = ended.process
+    left_by = ended.left_by or {"pid": process.pid, "start_time": process.start_time, "program": process.program}
+    held = tuple(
+        [
+            replace(each, process=user, left_by=left_by) if each.grant == ended.grant and each.process != user else each
+            for each in claim.holders
+        ]
+    )
+    return claim if held == tuple(claim.holders) else replace(claim, holders=held, line="", flinks=False)
 
 
 def left(claim: Claim, stays: Callable[[Holder], bool]) -> Claim | None:

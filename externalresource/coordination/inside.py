@@ -1,25 +1,46 @@
-"""Which runs a process is inside of: those whose grants its environment carries as a mark, if it may be there."""
+"""Which runs a process is inside of: those whose grants its environment carries as a mark, if it may be there.
 
+`CLASS:GRANT`, with a comma between the resources of a run and a semicolon before each run inside of it. What a program
+starts carries its mark, too, unless it takes the variable away: so it tells who may still use a run's devices.
+"""
+
+import _thread
 import os
+import time
 from collections.abc import Iterable, Sequence
 
 from externalresource.coordination import process as processes
-from externalresource.coordination.process import Observer, Process
+from externalresource.coordination.ledger import quoted
+from externalresource.coordination.process import Observer, Process, Stat
 from externalresource.errors import CoordinationError
 
 _MARK = "EXTERNALRESOURCE_RUN"
 _INITIAL_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO in the kernel: the inode is the same on every machine
+_LISTINGS = 100  # of the processes of a host, of which each shows new ones
+_READINGS, _EXECUTES = 5, 0.01  # of an environment that is not there, and seconds between two of them
+#: What a watcher is called, which may carry the mark of a run around that of its own.
+WATCHER = "device-watcher"
+#: Programs that stay when what started them has ended, and use no device; their environments may be unreadable.
+_SPARED = frozenset(
+    {WATCHER, "(sd-pam)", "bazel", "dbus-daemon", "gpg-agent", "ssh-agent", "sshd", "sshd-session", "systemd"}
+)
+_GRADLE = b"org.gradle.launcher.daemon.bootstrap.GradleDaemon"  # which java runs
+_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
 def runs_around() -> Sequence[frozenset[str]]:
     """Return in which runs this process is, the outermost first: of each its grants, one for each of its resources."""
-    return [frozenset(grants.split(",")) for grants in os.environ.get(_MARK, "").split(";") if grants]
+    return [frozenset(mark.rpartition(":")[2] for mark in run) for run in _runs(os.environ.get(_MARK, ""))]
 
 
-def run_variable(grants: Iterable[str]) -> dict[str, str]:
-    """Return the variable that tells a program that it runs on these grants of this process."""
-    around = [",".join(sorted(run)) for run in runs_around()]
-    return {_MARK: ";".join([*around, ",".join(sorted(grants))])}
+def run_variable(marks: Iterable[str]) -> dict[str, str]:
+    """Return the variable that tells a program that it runs on these grants of this process, each with its class."""
+    return {_MARK: ";".join([*filter(None, [os.environ.get(_MARK)]), ",".join(sorted(marks))])}
+
+
+def mark(device_class: str, grant: str) -> str:
+    """Return how a grant stands in the variable."""
+    return f"{quoted(device_class, _PLAIN)}:{grant}"
 
 
 def check_inside(runs: Iterable[Process], here: Observer) -> None:
@@ -28,7 +49,7 @@ def check_inside(runs: Iterable[Process], here: Observer) -> None:
     Everybody can read the names of grants in the coordination file.
     """
     for run in set(runs):
-        if not (_is_its_user(run, here) or _descends_from(run)):
+        if not (is_its_user(run, here) or _descends_from(run)):
             user = "a user who is not known" if run.uid is None else f"the user with uid {run.uid}"
             program = processes.program_of(run, here) or "of an unknown program"
             raise CoordinationError(
@@ -37,7 +58,8 @@ def check_inside(runs: Iterable[Process], here: Observer) -> None:
             )
 
 
-def _is_its_user(run: Process, here: Observer) -> bool:
+def is_its_user(run: Process, here: Observer) -> bool:
+    """Return whether this process is of the user of a run, or root, and sees the same users."""
     return os.getuid() in (0, run.uid) and _has_its_users(run, here)
 
 
@@ -60,17 +82,149 @@ def _user_namespace(pid: str) -> int | None:
 def _descends_from(run: Process) -> bool:
     pid = os.getpid()
     while pid not in (0, run.pid):
-        pid = _parent(pid)
+        stat = processes.look_at(pid)
+        pid = stat.parent if stat else 0  # it is outside of this pid namespace, or not to be seen
     try:
         return pid != 0 and processes.identify(pid) == run
     except CoordinationError:  # it is not to be seen, and may be another process that has this pid now
         return False
 
 
-def _parent(pid: int) -> int:
-    """Return the pid of the parent; 0 if that is outside of this pid namespace, or not to be seen."""
+def bearer(wanted: str, first: Process, seconds: float | None = None) -> Process | None:
+    """Return a process that carries the mark as that of its device of this class, or may do so; None if none provably.
+
+    Of several it is the oldest. `first` is the process for which the mark was made: others that carry it are of the
+    same user, and were started later. CoordinationError if it cannot be told, or not in so many seconds: to read an
+    environment may hang.
+    """
+    if seconds is None:
+        return _bearer(wanted, first)
+    found: list[Process | None] = []
+    done = _thread.allocate_lock()
+    done.acquire()
+
+    def search() -> None:
+        try:
+            found.append(_bearer(wanted, first))
+        except (OSError, CoordinationError):
+            pass
+        finally:
+            done.release()
+
+    _thread.start_new_thread(search, ())
+    done.acquire(timeout=seconds)
+    if not found:
+        raise CoordinationError(f"it cannot be told whether a process carries {wanted}")
+    return found[0]
+
+
+def _bearer(wanted: str, first: Process) -> Process | None:
+    """Do so. That there is none takes a listing of which all could be read, and then another with nobody new in it."""
+    cleared: dict[int, int] = {}  # processes that cannot carry it: the ticks of their starts, by pid
+    unmarked: set[int] = set()  # those of them that might have, and do not
+    complete = False
+    for _ in range(_LISTINGS):
+        listed, missed = _later(first, cleared)
+        if complete and not listed and not missed:
+            return None
+        doubtful = None
+        for pid, stat in listed:
+            try:
+                carries = _carries(pid, stat, wanted, unmarked)
+                if carries:
+                    return processes.identify(pid)
+                if carries is None:
+                    doubtful = doubtful or processes.identify(pid)
+                else:
+                    cleared[pid] = stat.start_time
+                    unmarked.add(pid)
+            except (OSError, CoordinationError):  # it has ended unread, and may have left another one
+                missed = True
+        if doubtful:
+            return doubtful
+        complete = not missed
+    raise CoordinationError(f"processes are started too fast to tell whether one carries {wanted}")
+
+
+def _later(first: Process, cleared: dict[int, int]) -> tuple[list[tuple[int, Stat]], bool]:
+    """Return those of the user's processes that may carry the mark, the oldest first; clear those that cannot.
+
+    And whether one of them could not be looked at. Those that are new are looked at first: others take a while.
+    """
+    same_clock = first.time_namespace == processes.observer().time_namespace
+    earliest = first.start_time if first.start_time is not None and same_clock else 0
+    found, missed = [], False
+    for pid in sorted(map(int, filter(str.isdecimal, os.listdir("/proc"))), key=cleared.__contains__):
+        stat = processes.look_at(pid)
+        if stat is None:
+            missed = missed or (pid not in cleared and _is_of(pid, first.uid))
+        elif cleared.get(pid) == stat.start_time:
+            continue
+        elif stat.is_kernels or stat.start_time < earliest or not _is_of(pid, first.uid):
+            cleared[pid] = stat.start_time
+        elif processes.has_ended(pid, stat):
+            cleared[pid], missed = stat.start_time, True  # but it may have started another one meanwhile
+        else:
+            found.append((pid, stat))
+    return sorted(found, key=lambda each: (each[1].start_time, each[0])), missed
+
+
+def _is_of(pid: int, uid: int | None) -> bool:
+    """Return whether a process is of that user, or has just ended and may have been his."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
+        with open(f"/proc/{pid}/status", "rb") as file:  # /proc/PID itself is root's if it may not be looked into
+            words = next((line.split()[1:] for line in file if line.startswith(b"Uid:")), [])
+        return uid is None or str(uid).encode() in words
+    except PermissionError:  # /proc hides what other users run
+        return os.stat(f"/proc/{pid}").st_uid == uid
     except OSError:
-        return 0
+        return True
+
+
+def _carries(pid: int, stat: Stat, wanted: str, unmarked: set[int]) -> bool | None:
+    """Return whether a process carries the mark as that of its device; None if that cannot be told.
+
+    One whose parent is later than the run and does not carry it does not carry it: such a parent adopts nothing of the
+    run, and it started this one without.
+    """
+    variable = _variable(pid)
+    if variable is None:
+        return None if stat.parent not in unmarked and not _is_spared(pid, stat) else False
+    device_class = wanted.rpartition(":")[0]
+    mine = [run for run in _runs(variable) if any(word.rpartition(":")[0] == device_class for word in run)]
+    return bool(mine) and wanted in mine[-1] and not _is_spared(pid, stat)
+
+
+def _runs(variable: str) -> list[list[str]]:
+    return [run.split(",") for run in variable.split(";") if run]
+
+
+def _variable(pid: int) -> str | None:
+    """Return the variable of a process, empty if it has none; None if its environment cannot be read.
+
+    During an exec it has none for a moment. A title that is written over it (setproctitle) leaves it empty, or
+    filled up with zeros. Raises OSError if the process has ended.
+    """
+    for _ in range(_READINGS):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                content = file.read()
+        except PermissionError:
+            return None
+        if content and b"\0\0" not in content and b"=" in content.partition(b"\0")[0]:
+            start = f"{_MARK}=".encode()
+            values = [entry for entry in content.split(b"\0") if entry.startswith(start)]
+            return values[0].removeprefix(start).decode(errors="replace") if values else ""
+        stat = processes.look_at(pid)
+        if stat is None or processes.has_ended(pid, stat):
+            raise ProcessLookupError(pid)
+        time.sleep(_EXECUTES)
+    return None
+
+
+def _is_spared(pid: int, stat: Stat) -> bool:
+    """Return whether a process is one of the programs that use no device."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        words = file.read().split(b"\0")
+    called = words[0].partition(b"(")[0].rpartition(b"/")[2].decode(errors="replace")  # bazel(workspace)
+    return stat.program in _SPARED or called in _SPARED or _GRADLE in words

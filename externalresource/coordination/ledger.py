@@ -30,7 +30,9 @@ _PROCESS = {
     "start_time": int, "boot_id": str, "pid_namespace": int, "time_namespace": int, "uid": int, "program": str,
     "pidfd_inode": int,
 }  # fmt: skip
-_HOLDER = {"witness": str, "until_children_exit": bool, "since": str, "grant": str, "share": dict}
+_HOLDER = {
+    "witness": str, "until_children_exit": bool, "since": str, "grant": str, "share": dict, "left_by": dict,
+}  # fmt: skip
 _LISTS = {"needs": list, "ancestors": list}
 _TYPES = {**_DEVICE, **_PROCESS, **_HOLDER, **_LISTS}  # of the fields that decide who holds what, where they stand
 _LARGEST_PID = 999_999_999
@@ -155,9 +157,10 @@ def _holder(pid: int, fields: "Mapping[str, Any]", *, root: bool) -> "tuple[Hold
         fields.get("grant"),
         fields.get("since"),
         fields.get("witness"),
-        fields.get("until_children_exit", False),
+        fields.get("until_children_exit", False),  # whoever inherits the mark, that is
         root,
         fields.get("share"),
+        fields.get("left_by"),
     )
     return holder, {name: value for name, value in fields.items() if name not in _PROCESS and name not in _HOLDER}
 
@@ -225,7 +228,7 @@ def _share(holder: Holder) -> "Mapping[str, Any]":
 
 def _fields(holder: Holder) -> "Mapping[str, Any]":
     values = [getattr(holder.process, name) for name in _PROCESS]
-    values += [holder.life_lock, holder.until_children_exit or None, holder.since, holder.grant, holder.share]
+    values += [holder.life_lock, holder.marked or None, holder.since, holder.grant, holder.share, holder.left_by]
     return {**_known([*_PROCESS, *_HOLDER], values), **holder.others}
 
 

@@ -5,35 +5,36 @@ holder, so a container that is killed frees its own, with no daemon and nobody h
 under a name that is never used again; what cannot be determined counts as held.
 
 An owner that claims for itself holds the lock. For one that had a script claim, which ends, watchers hold it, and for
-the command of `run`, which may close what it inherits.
+the command of `run`, which may close what it inherits, and leave others that use its devices after it.
 """
 
 import fcntl
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from externalresource.coordination import safe_files
 from externalresource.coordination.process import Process
 from externalresource.errors import CoordinationError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from externalresource.coordination.watchers import Heir
+
 _NAME = re.compile(r"[0-9A-Za-z]{1,64}")
 
+_NOBODY = b"Nobody uses the devices any more.\n"
 _TRIES = 20  # files that somebody else locks at once, one after the other
-
-#: What this process holds also as the program that it is about to become.
-_kept: set["LifeLock"] = set()
 
 
 class LifeLock:
-    """A lock held by this process until `close` or its end; if `inherited`, until the end of its last fork."""
+    """A lock held by this process until `close` or its end."""
 
-    def __init__(self, coordination_file: str, *, inherited: bool = False) -> None:
-        self._inherited = inherited
+    def __init__(self, coordination_file: str) -> None:
         self._file = os.path.abspath(coordination_file)
         safe_files.check_replaceable(self._file)  # who may not use the ledger makes nothing beside it
         self._watchers: list[int] = []
-        self._descriptors = safe_files.Descriptors(shared=inherited)
+        self._descriptors = safe_files.Descriptors()
         for _ in range(_TRIES):
             self.name = os.urandom(8).hex()
             self._path = _path(self._file, self.name)
@@ -53,28 +54,30 @@ class LifeLock:
         """
         from externalresource.coordination import watchers  # the few that need it
 
-        if self.descriptor is not None:
-            watchers.start(owner, self.descriptor, self._path, self._watchers)
-            self._descriptors.close()
+        self._pass_on(lambda lock: watchers.start(owner, lock, self._path, self._watchers))
+        self._descriptors.close()
 
     def keep_over_exec(self) -> None:
         """Let this process hold the lock also as another program; its children inherit it then, too."""
         if self.descriptor is not None:
             os.set_inheritable(self.descriptor, True)
-            _kept.add(self)
 
-    def post_apart(self, owner: Process) -> None:
-        """Have watchers hold the lock for this process itself, which as another program does so only if forks do."""
+    def post_apart(self, owner: Process, heir: "Heir | None" = None) -> None:
+        """Have watchers hold the lock for this process itself, which as another program need not, and for its heirs."""
         from externalresource.coordination import watchers
 
+        self._pass_on(lambda lock: self._watchers.extend(watchers.start_apart(owner, lock, self._path, heir)))
+        if self.descriptor is not None:
+            os.set_inheritable(self.descriptor, False)
+
+    def _pass_on(self, post: Callable[[int], object]) -> None:
         if self.descriptor is None:
             return
         passed_on = os.dup(self.descriptor)  # which the forks that become watchers do not leave
         try:
-            self._watchers += watchers.start_apart(owner, passed_on, self._path)
+            post(passed_on)
         finally:
             os.close(passed_on)
-        os.set_inheritable(self.descriptor, self._inherited)
 
     def close(self) -> None:
         """Free the lock and remove its file. In a fork that has left it nothing happens."""
@@ -89,7 +92,7 @@ class LifeLock:
 
     def _lock(self) -> bool:
         """Make the file and lock it; False, and without it, if it was taken for one that the dead left."""
-        flags = os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             descriptor = self._descriptors.take(lambda: os.open(self._path, flags, 0o644))
             os.fchmod(descriptor, 0o644)  # whatever the umask: others must be able to try the lock
@@ -110,10 +113,9 @@ def beside(coordination_file: str, owner: Process) -> LifeLock:
 
     This process holds it if it is the owner, else watchers do. CoordinationError if they cannot be started.
     """
-    itself = owner.pid == os.getpid()
-    lock = LifeLock(coordination_file, inherited=not itself)
+    lock = LifeLock(coordination_file)
     try:
-        if not itself:
+        if owner.pid != os.getpid():
             lock.post(owner)
     except CoordinationError:
         lock.close()
@@ -121,15 +123,17 @@ def beside(coordination_file: str, owner: Process) -> LifeLock:
     return lock
 
 
-def is_kept() -> bool:
-    """Return whether this process keeps a life lock over an exec."""
-    return bool(_kept)
+def say_nobody_is_left(descriptor: int) -> None:
+    """Say in the file of a lock that nobody uses the devices any more: that it is free alone does not say so."""
+    os.pwrite(descriptor, _NOBODY, 0)  # both watchers do
 
 
-def watch_over_exec(owner: Process) -> None:
-    """Have watchers hold all that this process, the owner, keeps over an exec."""
-    for lock in _kept:
-        lock.post_apart(owner)
+def nobody_is_left(coordination_file: str, name: str) -> bool:
+    """Return whether the file says so."""
+    try:
+        return safe_files.read(_path(coordination_file, name)) == _NOBODY
+    except CoordinationError:
+        return False
 
 
 def stands(coordination_file: str, name: str, *, missing: bool = True) -> bool:

@@ -8,29 +8,46 @@ import os
 import sys
 from collections.abc import Collection, Sequence
 
-from externalresource.coordination import life_lock
 from externalresource.coordination.claims import Coordination
 from externalresource.coordination.holders import Holder, new_grant
+from externalresource.coordination.inside import mark
 from externalresource.coordination.life_lock import LifeLock
+from externalresource.coordination.lock import flock, unshielded
 from externalresource.coordination.matching import Claimable
 from externalresource.coordination.process import identify
 from externalresource.errors import ExternalResourceError
+from externalresource.records import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from externalresource.coordination.matching import D
+    from externalresource.coordination.watchers import Heir
 
 
-def watch_over_exec() -> None:
-    """Have watchers hold the life locks of what this process keeps over an exec, whatever that program closes.
+#: What this process holds also as the program that it is about to become: where, and what.
+_kept: dict[str, tuple[Coordination, "_Grant"]] = {}
+
+
+def watch_over_exec(program: str) -> None:
+    """Have watchers hold the life locks of what this process keeps as that program, whatever that closes or leaves.
 
     To be called while it has one thread, and is not pid 1, which would adopt them. CoordinationError if they cannot be
     started.
     """
-    if life_lock.is_kept():  # on the host only with `until_children_exit`, which containers judge by the lock
-        life_lock.watch_over_exec(identify(os.getpid()))
+    for coordination, grant in _kept.values():
+        if grant.life_lock is not None:
+            process = replace(grant.holder.process, program=os.path.basename(program))
+            holder = replace(grant.holder, process=process)
+            grant.life_lock.post_apart(process, _heirs_of(coordination, holder) if holder.marked else None)
+
+
+def _heirs_of(coordination: Coordination, holder: Holder) -> "Heir":
+    """Return what tells watchers, who stand in another folder and are never interrupted, who is left after a holder."""
+    path = os.path.abspath(coordination.path)
+    theirs = Coordination(path, coordination.device_class, lock=flock, run=unshielded, runs=())
+    return lambda: theirs.heir(holder)
 
 
 class _Grant:
@@ -52,12 +69,13 @@ class Grants:
         self.coordination = coordination
         self._grants: list[_Grant] = []
 
-    def claim(
-        self, devices: "Sequence[D]", amount: int, *, until_children_exit: bool = False, **request: "Any"
-    ) -> "Sequence[D]":
-        """Claim devices for this process as `Coordination.claim` does, whose further arguments these take."""
+    def claim(self, devices: "Sequence[D]", amount: int, *, marked: bool = False, **request: "Any") -> "Sequence[D]":
+        """Claim devices for this process as `Coordination.claim` does, whose further arguments these take.
+
+        If `marked`, also for whatever will carry the mark of this grant.
+        """
         self._give_back_lost()
-        grant = self.coordination.run(lambda: self._noted(until_children_exit=until_children_exit))
+        grant = self.coordination.run(lambda: self._noted(marked=marked))
         try:
             claimed = self.coordination.claim(devices, amount, grant.holder, **request)
             grant.devices = tuple(claimed)  # the caller may do with his list what he likes
@@ -84,12 +102,14 @@ class Grants:
     def keep_over_exec(self) -> Collection[str]:
         """Let it outlast an exec of this process, which stays the owner; close() is never called then.
 
-        Return the names of the grants, of which processes inside of that program may take shares.
+        Return the marks of the grants, of which processes inside of that program may take shares.
         """
-        for grant in self._grants:
-            if grant.life_lock is not None:
+        grants = [(grant, grant.holder.grant) for grant in self._grants]
+        for grant, name in grants:
+            if name is not None and grant.life_lock is not None:
                 grant.life_lock.keep_over_exec()
-        return [grant.holder.grant for grant in self._grants if grant.holder.grant]
+                _kept[name] = self.coordination, grant
+        return [mark(self.coordination.device_class, name) for _, name in grants if name]
 
     def __del__(self) -> None:
         if sys.is_finalizing():  # the end of the process frees it
@@ -99,11 +119,11 @@ class Grants:
         if any(grant.is_lost for grant in self._grants):
             self._try_to_give_back()
 
-    def _noted(self, *, until_children_exit: bool) -> _Grant:
+    def _noted(self, *, marked: bool) -> _Grant:
         """Take note of a claim, with a lock that shows others that this process lives, if it needs one."""
         lock = None
-        if until_children_exit or self.coordination.in_container():
-            lock = LifeLock(self.coordination.path, inherited=until_children_exit)
+        if marked or self.coordination.in_container():
+            lock = LifeLock(self.coordination.path)
         name = None if lock is None else lock.name
         try:
             itself = identify(os.getpid())
@@ -111,7 +131,7 @@ class Grants:
             if lock is not None:
                 lock.close()
             raise
-        holder = Holder(itself, new_grant(), life_lock=name, until_children_exit=until_children_exit)
+        holder = Holder(itself, new_grant(), life_lock=name, marked=marked)
         self._grants.append(_Grant(holder, lock))
         return self._grants[-1]
 
@@ -135,6 +155,7 @@ class Grants:
         def forget() -> None:
             if grant.life_lock is not None:
                 grant.life_lock.close()
+            _kept.pop(grant.holder.grant or "", None)
             if grant in self._grants:  # and not closed by another thread meanwhile
                 self._grants.remove(grant)
 

@@ -12,6 +12,7 @@ from externalresource.errors import CoordinationError
 from externalresource.records import record
 
 _STAT_SIZE = 4096  # bytes, of which /proc/PID/stat fills a tenth
+_PF_KTHREAD = 0x00200000
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO in the kernel: the inode is the same on every machine
 
 
@@ -68,11 +69,16 @@ class Observer:
 
 
 @record
-class _Stat:
+class Stat:
+    """What the kernel shows everybody of a process."""
+
     program: str
     state: str
     threads: int
     start_time: int
+    parent: int
+    #: It is a thread of the kernel itself.
+    is_kernels: bool
 
 
 def observer() -> Observer:
@@ -88,10 +94,10 @@ def identify(pid: int) -> Process:
     if pid == 0:
         raise CoordinationError("a process outside this pid namespace cannot own devices; see --owner-pid")
     uid = _uid(pid)
-    stat = _stat(pid) if here.sees_own_pids else None
+    stat = look_at(pid) if here.sees_own_pids else None
     if stat is not None and _is_thread(pid):
         raise CoordinationError(f"{pid} cannot own devices: it is a thread, which may end before its process")
-    if here.sees_own_pids and (stat is None or _has_ended(pid, stat)):
+    if here.sees_own_pids and (stat is None or has_ended(pid, stat)):
         raise CoordinationError(f"process {pid} cannot own devices: there is no such living process here")
     if stat is None or here.pid_namespace is None:
         raise CoordinationError(
@@ -130,10 +136,10 @@ def gone(process: Process, here: Observer) -> bool:
         return "1" in pids and not any(_may_be(process, pid, here) for pid in pids)
     if _is_missing(process.pid):
         return True
-    stat = _stat(process.pid) if here.sees_own_pids else None
+    stat = look_at(process.pid) if here.sees_own_pids else None
     if stat is None:  # hidden (hidepid), or it ended this moment
         return False
-    return _has_ended(process.pid, stat) or _recycled(process, stat, here)
+    return has_ended(process.pid, stat) or _recycled(process, stat, here)
 
 
 def in_container() -> bool:
@@ -144,6 +150,11 @@ def in_container() -> bool:
 def is_here(process: Process) -> bool:
     """Return whether that process was seen from this very pid namespace."""
     return process.pid_namespace == observer().pid_namespace
+
+
+def is_of_host(process: Process) -> bool:
+    """Return whether that process was seen from the host itself."""
+    return process.pid_namespace == _INITIAL_PID_NAMESPACE
 
 
 def lives(process: Process) -> bool:
@@ -167,11 +178,11 @@ def program_of(process: Process, here: Observer | None = None) -> str | None:
     `externalresource run` becomes its command.
     """
     pid = pid_here(process, here)
-    stat = None if pid is None else _stat(pid)
+    stat = None if pid is None else look_at(pid)
     return process.program if stat is None else stat.program
 
 
-def _recycled(process: Process, stat: _Stat, here: Observer) -> bool:
+def _recycled(process: Process, stat: Stat, here: Observer) -> bool:
     comparable = process.start_time is not None and process.time_namespace == here.time_namespace
     if comparable and process.start_time != stat.start_time:
         return True
@@ -188,10 +199,10 @@ def _may_be(process: Process, pid: str, here: Observer) -> bool:
         return not _is_missing(int(pid))
     if str(process.pid).encode() not in inner:
         return False
-    stat = _stat(int(pid))
+    stat = look_at(int(pid))
     if stat is None:
         return not _is_missing(int(pid))
-    if _has_ended(int(pid), stat):
+    if has_ended(int(pid), stat):
         return False
     if process.time_namespace == here.time_namespace and process.start_time not in (None, stat.start_time):
         return False
@@ -210,7 +221,7 @@ def _is_missing(pid: int) -> bool:
     return False
 
 
-def _has_ended(pid: int, stat: _Stat) -> bool:
+def has_ended(pid: int, stat: Stat) -> bool:
     """Return True only if the process that was seen so provably runs no more, with all its threads.
 
     When a thread that is not the first calls execve, the first one looks like this in /proc, until the other has taken
@@ -232,16 +243,17 @@ def _has_ended(pid: int, stat: _Stat) -> bool:
             return False
     finally:
         os.close(descriptor)
-    again = _stat(pid)
+    again = look_at(pid)
     return again is None or _seems_ended(again)
 
 
-def _seems_ended(stat: _Stat) -> bool:
+def _seems_ended(stat: Stat) -> bool:
     # The leader of a thread group may be a zombie while its threads live on, and with them the use of the device.
     return stat.state in "ZX" and stat.threads <= 1
 
 
-def _stat(pid: int) -> _Stat | None:
+def look_at(pid: int) -> Stat | None:
+    """Return what the kernel shows of the process that has that pid here; None if it shows nothing."""
     try:
         descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)  # half the time of a file object
     except OSError:  # it has ended, is hidden, or this process has no more descriptors
@@ -254,7 +266,8 @@ def _stat(pid: int) -> _Stat | None:
         os.close(descriptor)
     fields = tail.split()
     program = head.partition(b"(")[2].decode("utf-8", "replace")
-    return _Stat(program, fields[0].decode(), int(fields[17]), int(fields[19]))
+    state, parent, flags = fields[0].decode(), int(fields[1]), int(fields[6])
+    return Stat(program, state, int(fields[17]), int(fields[19]), parent, bool(flags & _PF_KTHREAD))
 
 
 def _pidfd_inode(pid: int) -> int | None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from externalresource.coordination import holders, matching, process as processes, queue
+from externalresource.coordination import holders, inside, matching, process as processes, queue
 from externalresource.coordination.holders import Claim, Holder
 from externalresource.coordination.lock import LockedError
 from externalresource.coordination.matching import Claimable, Wholes
@@ -101,7 +101,7 @@ def place_of(request: Request, name: str) -> Place:
     return queue.place(name, request.amount, suitable, request.line, request.wholes)
 
 
-def bounded(request: Request, grants: frozenset[str], run: Sequence[tuple[Claim, Process]]) -> Request:
+def bounded(request: Request, grants: frozenset[str], run: Sequence[tuple[Claim, Holder]]) -> Request:
     """Return the request for shares of these grants, which a run has by these claims.
 
     Raises NeverEnoughError if the run has too few.
@@ -109,8 +109,9 @@ def bounded(request: Request, grants: frozenset[str], run: Sequence[tuple[Claim,
     owner = run[0][1]
     mine = matching.named(request.devices, [claim for claim, _ in run])
     part = "" if len(mine) == len(run) else f" ({len(mine)} of them visible and suitable)"
-    program = processes.program_of(owner, processes.observer())
-    whole = printable(f"the {len(run)} that pid {owner.pid} ({program}) has, inside of which this runs{part}")
+    way_out = "; `env -u EXTERNALRESOURCE_RUN` steps out of it" if owner.left_by else ""
+    who = _who(owner, processes.observer())
+    whole = printable(f"the {len(run)} that {who} has, inside of which this runs{way_out}{part}")
     if request.amount > len(mine):
         raise NeverEnoughError(f"{request.amount} wanted of {whole}")
     return replace(request, devices=mine, within=grants, whole=f"{whole},")
@@ -179,15 +180,13 @@ def patiently(
 def refusal(request: Request, claims: Sequence[Claim], free: int, ahead: Sequence[Place]) -> str:
     """Return why a request gets nothing: how much is free, who waits before it, who holds what since when."""
     here, last = processes.observer(), -1 if request.within else 0
-    taken: dict[Process, list[Claim]] = {}
-    since: dict[Process, str | None] = {}
+    taken: dict[Process, tuple[Holder, list[Claim]]] = {}
     for claim in matching.taking(request.rivals(claims), request.devices, request.wholes):
         holder = holders.seen(claim, here)[last]
-        taken.setdefault(holder.process, []).append(claim)
-        since.setdefault(holder.process, holder.since)
+        taken.setdefault(holder.process, (holder, []))[1].append(claim)
     shown = [
-        _holds(process, here, held, since[process], itself=process == request.holder.process)
-        for process, held in list(taken.items())[:_SHOWN]
+        _holds(holder, here, held, itself=holder.process == request.holder.process)
+        for holder, held in list(taken.values())[:_SHOWN]
     ]
     whole = request.whole or str(len(request.devices))
     parts = [f"{request.amount} wanted, {free} of {whole} free"]
@@ -199,10 +198,34 @@ def refusal(request: Request, claims: Sequence[Claim], free: int, ahead: Sequenc
     return "; ".join(parts)
 
 
-def _holds(process: Process, here: Observer, held: Sequence[Claim], since: str | None, *, itself: bool) -> str:
-    program = processes.program_of(process, here)
-    who = f"pid {process.pid}" + (f" ({program})" if program else "")
-    when = f", since {since}" if since else ""
+def _holds(holder: Holder, here: Observer, held: Sequence[Claim], *, itself: bool) -> str:
+    when = f", since {holder.since}" if holder.since else ""
     again = ", which asks again and would get further ones" if itself else ""
     more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
-    return printable(f"{who}{when}: {', '.join(claim.token for claim in held[:_NAMED])}{more}{again}")
+    named = f"{', '.join(claim.token for claim in held[:_NAMED])}{more}{again}"
+    return printable(f"{_who(holder, here)}{when}: {named}{_way_to_free(holder, here, held[0])}")
+
+
+def _who(holder: Holder, here: Observer) -> str:
+    """Return what is known of a holder, and of the command of `run` that has left it the devices."""
+    program = processes.program_of(holder.process, here)
+    who = f"pid {holder.process.pid}" + (f" ({program})" if program else "")
+    if not holder.left_by:
+        return who
+    return f"{who}, left by pid {holder.left_by.get('pid')} ({holder.left_by.get('program')})"
+
+
+def _way_to_free(holder: Holder, here: Observer, claim: Claim) -> str:
+    """Return what can be done about a holder that a command of `run` has left, or that may have left one."""
+    ended = holder.marked and processes.gone(holder.process, here)
+    if not (holder.left_by or ended):
+        return ""
+    if not inside.is_its_user(holder.process, here):
+        who = f"its user, uid {holder.process.uid}, and root"
+        if ended:
+            return (
+                f" (it has ended; only {who} see what it has left: by `externalresource status {claim.device_class}`)"
+            )
+        return f" (only {who} can end or release it)"
+    release = f"externalresource release {claim.device_class} --device {claim.token} --force"
+    return f" (end it, or free the device by `{release}`)"

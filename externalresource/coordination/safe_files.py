@@ -29,28 +29,26 @@ _ADVICE = {
 }
 #: Held while a descriptor is opened and noted, lest a fork of another thread have one that nobody there knows of.
 _forking = _thread.RLock()
-_unshared: "set[Descriptors]" = set()
+_all: "set[Descriptors]" = set()
 
 
 class Descriptors:
-    """Open descriptors of this process. Forks leave them at once, unless `shared`: else locks outlive it in them."""
+    """Open descriptors of this process. Forks leave them at once: else locks outlive it in them."""
 
-    def __init__(self, *, shared: bool = False) -> None:
+    def __init__(self) -> None:
         self.open: list[int] = []
-        self._shared = shared
 
     def take(self, opened: "Callable[[], int]") -> int:
         """Return what `opened` returns, a descriptor, which is one of these then."""
         _leave_in_forks()
         with _forking:
-            if not self._shared:
-                _unshared.add(self)
+            _all.add(self)
             self.open.append(opened())
         return self.open[-1]
 
     def close(self) -> None:
         """Close them."""
-        _unshared.discard(self)
+        _all.discard(self)
         while self.open:
             try:  # noqa: SIM105 - contextlib costs the discovery script a millisecond
                 os.close(self.open.pop())
@@ -65,8 +63,8 @@ def _leave_in_forks() -> None:
 
 def _leave() -> None:
     try:
-        while _unshared:
-            _unshared.pop().close()
+        while _all:
+            _all.pop().close()
     finally:
         _forking.release()
 

@@ -1,29 +1,36 @@
-"""Two small processes beside an owner that hold its life lock until it has ended.
+"""Two small processes beside an owner that hold its life lock until it, and what uses its devices after it, has ended.
 
 They stand in the owner's own pid namespace and share one open file description: killing one of them frees nothing.
 A script that starts them ends. An owner that has them for itself lets a fork start them, which ends: they are not its
 children, for which it might wait.
 """
 
+import math
 import os
 import select
 import signal
 import time
 
-from externalresource.coordination import process as processes, safe_files
+from externalresource.coordination import life_lock, process as processes, safe_files
+from externalresource.coordination.inside import WATCHER
 from externalresource.coordination.process import Process
 from externalresource.errors import CoordinationError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
+    #: Returns who uses the devices once the owner has ended; None if nobody does.
+    Heir = Callable[[], Process | None]
+
 _LOOK = 1.0  # seconds between two looks of a watcher
+_LONGEST = 60.0  # seconds between two looks at one that uses what another has left
 _BOTH = 2
 _SET_CHILD_SUBREAPER = 36  # of prctl(2)
 
 
-def start(owner: Process, lock: int, path: str, started: list[int]) -> None:
+def start(owner: Process, lock: int, path: str, started: list[int], heir: "Heir | None" = None) -> None:
     """Start both; `lock` is a descriptor that holds the life lock at `path`. Their pids are added to `started`.
 
     They have left what they inherit, other locks of this process included, when this returns. CoordinationError if
@@ -35,7 +42,7 @@ def start(owner: Process, lock: int, path: str, started: list[int]) -> None:
             for _ in range(_BOTH):
                 pid = os.fork()
                 if pid == 0:
-                    _stand(owner, lock, path, report)
+                    _stand(owner, lock, path, report, heir)
                 started.append(pid)
         except OSError as error:
             raise CoordinationError(f"no watcher can be started beside pid {owner.pid}: {error.strerror}") from None
@@ -45,19 +52,19 @@ def start(owner: Process, lock: int, path: str, started: list[int]) -> None:
             raise CoordinationError(f"no watcher can be started beside pid {owner.pid}: they ended at once")
 
 
-def start_apart(owner: Process, lock: int, path: str) -> list[int]:
+def start_apart(owner: Process, lock: int, path: str, heir: "Heir | None" = None) -> list[int]:
     """Start both as nobody's children that this process, or what it becomes, could wait for; return their pids.
 
     A process that adopts what its descendants leave would have them back: it does not do so meanwhile.
     """
-    pids = _start_by_a_fork(owner, lock, path)
+    pids = _start_by_a_fork(owner, lock, path, heir)
     if not _take_end(pids[0], os.WNOHANG):
         return pids
     for pid in pids:
         end(pid)
     _adopt_orphans(on=False)
     try:
-        return _start_by_a_fork(owner, lock, path)
+        return _start_by_a_fork(owner, lock, path, heir)
     finally:
         _adopt_orphans(on=True)
 
@@ -72,7 +79,7 @@ def end(pid: int) -> None:
         pass
 
 
-def _start_by_a_fork(owner: Process, lock: int, path: str) -> list[int]:
+def _start_by_a_fork(owner: Process, lock: int, path: str, heir: "Heir | None") -> list[int]:
     """Let a fork start both and end; return their pids."""
     try:
         told, tell = os.pipe()
@@ -80,7 +87,7 @@ def _start_by_a_fork(owner: Process, lock: int, path: str) -> list[int]:
     except OSError as error:
         raise CoordinationError(f"no watcher can be started beside pid {owner.pid}: {error.strerror}") from None
     if fork == 0:
-        _start_and_end(owner, lock, path, tell)
+        _start_and_end(owner, lock, path, tell, heir)
     os.close(tell)
     with open(told, "rb") as answer:
         kind, _, text = answer.read().decode().partition(" ")
@@ -92,11 +99,11 @@ def _start_by_a_fork(owner: Process, lock: int, path: str) -> list[int]:
     return [int(pid) for pid in text.split()]
 
 
-def _start_and_end(owner: Process, lock: int, path: str, tell: int) -> "NoReturn":
+def _start_and_end(owner: Process, lock: int, path: str, tell: int, heir: "Heir | None") -> "NoReturn":
     started: list[int] = []
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        start(owner, lock, path, started)
+        start(owner, lock, path, started, heir)
         os.write(tell, " ".join(["started", *map(str, started)]).encode())
     except CoordinationError as error:
         for pid in started:
@@ -125,18 +132,30 @@ def _adopt_orphans(*, on: bool) -> None:
         raise CoordinationError("no watcher can be started: this process adopts orphans, and prctl(2) is refused")
 
 
-def _stand(owner: Process, lock: int, path: str, report: int) -> "NoReturn":
+def _stand(owner: Process, lock: int, path: str, report: int, heir: "Heir | None") -> "NoReturn":
     """Be a watcher: leave all that was the caller's but the lock, report, and wait for the owner's end."""
     try:
         os.setsid()  # neither a terminal nor whoever kills the script's group reaches it
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # an owner asked to end still uses its devices
         os.chdir("/")
         _leave_descriptors(lock, report)
+        _take_name()
         os.write(report, b"!")
         os.close(report)
         _wait(owner, lock, path)
+        if heir is not None:
+            _wait_for_heirs(heir, lock, path)
+            life_lock.say_nobody_is_left(lock)
     finally:
         os._exit(0)
+
+
+def _take_name() -> None:
+    try:
+        with open("/proc/self/comm", "w", encoding="ascii") as file:
+            file.write(WATCHER)
+    except OSError:  # then it has that of the program which it was
+        pass
 
 
 def _leave_descriptors(*kept: int) -> None:
@@ -151,23 +170,43 @@ def _leave_descriptors(*kept: int) -> None:
                 pass
 
 
-def _wait(owner: Process, lock: int, path: str) -> None:
-    """Return when the owner has ended, or the claim: whatever else goes wrong here must not look like that."""
+def _wait_for_heirs(heir: "Heir", lock: int, path: str) -> None:
+    """Return when nobody uses the devices any more, or the claim has ended."""
+    pause, before = _LOOK, None
     while not safe_files.removed(lock, path):
         try:
-            if _ends_within(owner, _LOOK):
+            now = heir()
+        except Exception:  # noqa: BLE001 - as below
+            time.sleep(_LOOK)
+            continue
+        if now is None:
+            return
+        pause = min(2 * pause, _LONGEST) if now == before else _LOOK
+        before = now
+        _wait(now, lock, path, pause)
+
+
+def _wait(owner: Process, lock: int, path: str, at_most: float = math.inf) -> None:
+    """Return when the owner has ended, or the claim: whatever else goes wrong here must not look like that."""
+    end = time.monotonic() + at_most
+    while not safe_files.removed(lock, path) and time.monotonic() < end:
+        try:
+            if _ends_before(owner, lock, path, end):
                 return
         except Exception:  # noqa: BLE001 - no memory, no descriptors, no pidfd in this kernel
             time.sleep(_LOOK)
 
 
-def _ends_within(owner: Process, seconds: float) -> bool:
+def _ends_before(owner: Process, lock: int, path: str, end: float) -> bool:
     if processes.gone(owner, processes.observer()):
         return True
     descriptor = os.pidfd_open(owner.pid)
     try:
         if processes.gone(owner, processes.observer()):  # so it would not be the owner's, but of one after it
             return True
-        return bool(select.select([descriptor], [], [], seconds)[0])
+        while time.monotonic() < end and not safe_files.removed(lock, path):
+            if select.select([descriptor], [], [], _LOOK)[0]:
+                return True
+        return False
     finally:
         os.close(descriptor)

@@ -52,6 +52,8 @@ class ExternalResourceDriver:
     coordination_file: str | None = None
     #: Seconds that `retrieve_resource_info` waits for devices which others hold, at most.
     wait: float = 0.0
+    #: What it retrieves is held also while another process lives that carries the mark of the grant: `run` sets it.
+    marked: bool = False
     #: Called with the reason whenever the driver has to wait; None: the driver says so once in the log.
     on_wait: Callable[[str], None] | None = None
 
@@ -65,7 +67,7 @@ class ExternalResourceDriver:
     def keep_over_exec(self) -> Collection[str]:
         """Let what was retrieved outlast an exec of this process: it stays the owner, and close() is never called.
 
-        Return the names of the grants, if processes inside of that program may take shares of them.
+        Return the marks of the grants, if processes inside of that program may take shares of them.
         """
         return ()
 
@@ -123,7 +125,6 @@ class ExternalResourceDriverFactory:
         The options are the resource's own `external-resource.NAME.param.` keys without that prefix. Raise
         ConfigurationError for one that is unknown or has a wrong value. `externalresource.claim` and the command line
         set some that mean the same for every driver: `enable-coordination-mode` (`true`),
-        `coordination-file` (a path), `simulate` (devices that are not there), `timeout` and `wait` (seconds) and
-        `until-children-exit` (`true`).
+        `coordination-file` (a path), `simulate` (devices that are not there), `timeout` and `wait` (seconds).
         """
         raise NotImplementedError

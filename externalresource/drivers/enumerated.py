@@ -46,7 +46,6 @@ class Common:
     wait: float = 0.0
     #: Seconds for the enumeration and the lock together.
     timeout: float = 9.0
-    until_children_exit: bool = False
 
     def __post_init__(self) -> None:
         if self.coordination_file is not None and not os.path.isabs(self.coordination_file):
@@ -175,7 +174,7 @@ class DeviceDriver(ExternalResourceDriver):
         return self._grants.claim(
             devices,
             amount,
-            until_children_exit=self._options.until_children_exit,
+            marked=self.marked,
             choose=self._choose,
             suits=self._suits,
             deadline=deadline,

@@ -22,7 +22,7 @@ from externalresource.testing.process import Process, Properties
 T = TypeVar("T")
 
 # What the framework sets for every driver, and no driver may take for right.
-_WRONG = {"enable-coordination-mode": "perhaps", "timeout": "soon", "until-children-exit": "perhaps", "wait": "soon"}
+_WRONG = {"enable-coordination-mode": "perhaps", "timeout": "soon", "wait": "soon"}
 _MOMENT = 0.3  # seconds, in which a process that does not wait is refused
 
 
@@ -190,7 +190,7 @@ class DriverConformance:
         _refused(ConfigurationError, "the option 'no-such-option'", lambda: bench.driver(options))
 
     def test_options_of_the_framework_are_understood(self, bench: Bench) -> None:
-        options = {"timeout": "5", "until-children-exit": "true", "wait": "1"}
+        options = {"timeout": "5", "wait": "1"}
         _granted(1, "", lambda: bench.driver({**self.machine(bench.folder, 1), **options}).retrieve_resource_info(1))
 
     @pytest.mark.parametrize("name", _WRONG)

@@ -135,7 +135,7 @@ class GPUDriver(ExternalResourceDriver):
         granted = self._grants.claim(
             host.claimable(),
             options.amount,
-            until_children_exit=options.until_children_exit,
+            marked=self.marked,
             choose=host.choose,
             suits=host.suits,
             deadline=deadline,

@@ -278,17 +278,6 @@ def test_run_waits_for_its_turn(environment: dict[str, str]) -> None:
             assert waiting.wait() == 0
 
 
-def test_run_until_children_exit_keeps_the_device_for_the_last_of_them(environment: dict[str, str]) -> None:
-    script = "sleep 60 </dev/null >/dev/null 2>&1 & echo $!"
-    child = int(call(environment, "run", "gpu=1", "--until-children-exit", "--", "sh", "-c", script).stdout)
-    try:
-        states = json.loads(call(environment, "status", "--format", "json").stdout)
-        assert [row["state"] for row in states] == ["living"]
-    finally:
-        os.kill(child, signal.SIGKILL)
-    assert call(environment, "run", "gpu=2", "--wait", "60", "--", "true").returncode == 0
-
-
 def test_status_is_watched_until_it_is_interrupted(environment: dict[str, str]) -> None:
     with subprocess.Popen(
         [COMMAND, "status", "--watch"], env=environment, stdout=subprocess.PIPE, text=True

@@ -121,27 +121,6 @@ def test_command_that_closes_what_it_inherited_keeps_its_device_until_it_ends(fo
     wait_until(lambda: watchers(living) == [])
 
 
-def test_command_that_closes_what_it_inherited_keeps_it_for_its_children_if_it_is_to(
-    folder: Folder, started: Started
-) -> None:
-    living, asker = started(), started()
-    words = folder.run(1, "--until-children-exit")
-    program = "import os, time; os.fork() and (os.closerange(3, 1024), print(flush=True)); time.sleep(600)"
-    command = living.tell("run", *words, "--", *PYTHON, program)
-    assert is_taken(asker, folder)
-    living.tell("end", command)
-    wait_until(lambda: watchers(living) == [])
-    assert is_taken(asker, folder)
-
-
-def test_child_of_a_command_that_ended_holds_nothing(folder: Folder, started: Started) -> None:
-    living, asker = started(), started()
-    command = living.tell("run", *folder.run(), "--", "sh", "-c", "sleep 600 >/dev/null & echo; exec sleep 600")
-    assert is_taken(asker, folder)
-    living.tell("end", command)
-    wait_until(lambda: not is_taken(asker, folder))
-
-
 def test_watchers_of_a_command_are_two_and_no_children_of_it(folder: Folder, started: Started) -> None:
     living = started()
     living.tell("run", *folder.run(), "--", "sh", "-c", "echo; exec sleep 600")
@@ -344,18 +323,3 @@ def test_run_as_pid_1_that_waits_ends_when_it_is_asked(folder: Folder, started: 
         os.kill(first_child(container.pid), number)
         assert container.wait(60) == 128 + number
     assert not Path(f"{folder.file}.queue").exists()
-
-
-def test_command_on_the_host_that_closes_all_and_waits_for_children_keeps_its_device_for_containers(
-    tmp_path: Path,
-) -> None:
-    run = [*COMMAND_LINE, "run", "--simulate", "1", "--coordination-file", str(tmp_path / "gpus"), "gpu=1"]
-    closes = "import os; os.closerange(3, 1024); os.write(1, b'.'); os.read(0, 1)"
-    kept = [*run, "--until-children-exit", "--", sys.executable, "-c", closes]
-    with subprocess.Popen(kept, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as command:
-        assert command.stdout
-        assert command.stdout.read(1) == b"."
-        container = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *run, "--", "true"]
-        assert subprocess.run(container, check=False, stderr=subprocess.DEVNULL).returncode == 125
-        command.communicate(b".")
-    wait_until(lambda: subprocess.run([*run, "--", "true"], check=False, stderr=subprocess.DEVNULL).returncode == 0)

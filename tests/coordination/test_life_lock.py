@@ -165,7 +165,7 @@ def test_fork_has_left_the_lock_and_its_close_does_nothing(folder: Folder, held:
 def test_witnesses_hold_for_their_owner_and_not_for_whoever_started_them(folder: Folder) -> None:
     with (
         subprocess.Popen(["sleep", "600"]) as beside,
-        contextlib.closing(LifeLock(folder.file, inherited=True)) as lock,
+        contextlib.closing(LifeLock(folder.file)) as lock,
     ):
         try:
             lock.post(identify(beside.pid))

@@ -165,29 +165,6 @@ def test_slice_and_what_it_is_a_slice_of_exclude_each_other(ledger: str) -> None
     assert indices(of([whole], ledger).retrieve_resource_info(1)) == ["0"]
 
 
-def test_children_keep_the_devices_where_that_is_wanted(ledger: str) -> None:
-    made = of(boards(1), ledger, until_children_exit="true")
-    reader, writer = os.pipe()
-
-    def claim_and_leave_a_child() -> None:
-        made.retrieve_resource_info(1)
-        if os.fork() == 0:
-            os.closerange(0, 3)
-            os.read(reader, 1)  # until the test is done with it
-            os._exit(0)
-        os._exit(0)
-
-    owner = os.fork()
-    if owner == 0:
-        os.close(writer)
-        claim_and_leave_a_child()
-    os.waitpid(owner, 0)
-    assert "0 of 1 free" in message(NotEnoughDevicesError, lambda: of(boards(1), ledger).retrieve_resource_info(1))
-    os.close(writer)
-    os.close(reader)
-    assert indices(of(boards(1), ledger, wait="60").retrieve_resource_info(1)) == ["0"]
-
-
 def test_device_that_is_held_is_waited_for(ledger: str) -> None:
     holder = of(boards(1), ledger)
     holder.retrieve_resource_info(1)

@@ -117,6 +117,5 @@ def test_options_are_shown_with_their_defaults() -> None:
     shown = {option.name: (option.kind, option.default) for option in GPUDriverFactory().options}
     assert list(shown)[:3] == ["discovery-script.path", "discovery-script.args", "discovery-script.timeout"]
     assert shown["policy"] == ("first|connected|pack|spread", "connected")
-    assert shown["until-children-exit"] == ("true or false", "false")
     assert shown["min-memory"] == ("a whole number", None)
     assert {"list", "format", "owner-pid"}.isdisjoint(shown)

@@ -69,6 +69,15 @@ class TaskManager:
         """Return the living processes of its pid namespace, itself included, as this process sees them."""
         return [pid for pid in living_processes() if _inode(pid) == self.namespace]
 
+    def outside(self, pid: int) -> int:
+        """Return as what this process sees one that is `pid` there."""
+        for here in self.processes():
+            with contextlib.suppress(OSError):  # it has ended this moment
+                numbers = Path(f"/proc/{here}/status").read_text().split("NSpid:")[1]
+                if numbers.split("\n")[0].split()[-1] == str(pid):
+                    return here
+        raise ProcessLookupError(pid)
+
     def answer(self) -> Any:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from externalresource.coordination import Claim, Coordination, in_container, pid_here, whereabouts
+from externalresource import whereabouts
+from externalresource.coordination import Claim, Coordination, in_container, pid_here
 from externalresource.drivers import (
     ExternalResourceDriver,
     ExternalResourceInfo,

@@ -39,8 +39,7 @@ class Declared:
     #: What --help calls its value; empty for a flag.
     value: str = ""
     default: "str | None" = None
-    #: Who takes it.
-    script: bool = True
+    #: Whether the driver takes it, too.
     driver: bool = True
 
     @property
@@ -54,7 +53,6 @@ OPTIONS = {
     option.name: option
     for option in (
         Declared("enable-coordination-mode", _FLAG, "hand out only devices that no other living process holds"),
-        Declared("until-children-exit", _FLAG, "keep the devices until the last descendant has ended", script=False),
         Declared("ignore-mask", _FLAG, "hand out what an inherited CUDA_VISIBLE_DEVICES hides, too"),
         Declared("relative", _FLAG,
             "name devices by their number under CUDA_VISIBLE_DEVICES, for frameworks that count from 0"),
@@ -93,7 +91,7 @@ OPTIONS = {
 
 def usage() -> str:
     """Return what the script says of itself."""
-    shown = [(f"--{option.name} {option.value}", option.help) for option in OPTIONS.values() if option.script]
+    shown = [(f"--{option.name} {option.value}", option.help) for option in OPTIONS.values()]
     return f"""\
 Usage: nvidia-gpu-discovery AMOUNT [OPTION]...
 Print AMOUNT GPUs of this host in one line, as Flink's external-resource.gpu.param.discovery-script.path wants it.
@@ -132,7 +130,6 @@ class Options:
         self.timeout: float = seconds("option --timeout", given["timeout"] or "")
         self.wait: float = seconds("option --wait", given["wait"] or "", zero=True)
         self.log_file: str | None = _log_file(given["log-file"], self.coordination_file)
-        self.until_children_exit: bool = _flag(given, "until-children-exit")
         if self.simulate is not None and self.backend not in ("auto", "simulated"):
             raise ConfigurationError(f"--simulate {self.simulate} and --backend {self.backend} exclude each other")
         if self.relative and self.format in ("env", "uuid"):
@@ -194,7 +191,7 @@ def _from_words(words: "Sequence[str]", *, driver: bool) -> dict[str, str]:
         if word == "null":  # Flink passes it where no arguments are configured
             continue
         if driver and word in ("-h", "--help"):
-            raise _misplaced(word, driver=driver)
+            raise _misplaced(word)
         if not word.startswith("--"):
             if "amount" in given:
                 raise ConfigurationError(
@@ -207,8 +204,8 @@ def _from_words(words: "Sequence[str]", *, driver: bool) -> dict[str, str]:
         option = OPTIONS.get(ALIASES.get(name, name))
         if option is None:
             raise ConfigurationError(f"unknown option {word!r}{did_you_mean(f'--{name}', _spellings())}")
-        if not (option.driver if driver else option.script):
-            raise _misplaced(f"--{name}", driver=driver)
+        if driver and not option.driver:
+            raise _misplaced(f"--{name}")
         if option.value:
             given[option.name] = value if equals else _next(rest, option)
         else:
@@ -216,15 +213,10 @@ def _from_words(words: "Sequence[str]", *, driver: bool) -> dict[str, str]:
     return given
 
 
-def _misplaced(option: str, *, driver: bool) -> ConfigurationError:
-    if driver:
-        return ConfigurationError(
-            f"option {option} is for the script only: the driver decides itself what the answer is and who owns the "
-            "devices; remove it"
-        )
+def _misplaced(option: str) -> ConfigurationError:
     return ConfigurationError(
-        f"option {option} is for the driver only: the owner's children inherit nothing from this script; "
-        "use our driver, or `externalresource run --until-children-exit`"
+        f"option {option} is for the script only: the driver decides itself what the answer is and who owns the "
+        "devices; remove it"
     )
 
 
@@ -247,10 +239,10 @@ def _from_environment(environment: "Mapping[str, str]", *, driver: bool) -> dict
             known = [variable(known) for known in (*OPTIONS, "amount")]
             shown = key if key.isprintable() else repr(key)
             raise ConfigurationError(f"unknown option {shown} in the environment{did_you_mean(key, known)}")
-        if option is None or (option.driver if driver else option.script):
+        if option is None or not driver or option.driver:
             given[name] = value
         elif not option.value and value != "false":  # the others are for scripts that this process may start
-            raise _misplaced(key, driver=driver)
+            raise _misplaced(key)
     return given
 
 

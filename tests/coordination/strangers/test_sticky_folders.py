@@ -82,7 +82,7 @@ def sticky(path: str) -> str:
 ASKED: dict[str, Callable[[str], object]] = {
     "waits": lambda path: claim(path, wait=60),
     "does not wait": claim,
-    "waits until its children exit": lambda path: claim(path, wait=60, until_children_exit=True),
+    "waits, as a command of `run`": lambda path: claim(path, wait=60, marked=True),
     "waits in a container": lambda path: in_child(
         lambda: in_namespaces(by(BOB, lambda: claim(path, wait=60)), NEW_PIDS)
     ),
@@ -199,5 +199,5 @@ def test_root_that_waits_and_is_killed_keeps_the_first_user_not_out(sticky: str,
 def test_folder_in_place_of_the_ledger_is_not_removed(path: str) -> None:
     os.mkdir(path)
     assert "is not a regular file" in refusal(lambda: claim(path, wait=1))
-    assert refusal(lambda: claim(path, until_children_exit=True))
+    assert refusal(lambda: claim(path, marked=True))
     assert os.path.isdir(path)

@@ -25,7 +25,6 @@ DEFAULTS = {
     "timeout": 9.0,
     "wait": 0.0,
     "log_file": None,
-    "until_children_exit": False,
 }
 # option: a value, another one, and what the first one sets
 VALUES: dict[str, tuple[str, str, str, object]] = {
@@ -48,7 +47,7 @@ VALUES: dict[str, tuple[str, str, str, object]] = {
     "enable-coordination-mode": ("true", "false", "coordination", True),
     "enable-coordination": ("true", "false", "coordination", True),
 }
-SCRIPTS = [option for option in OPTIONS.values() if option.script]
+SCRIPTS = [*OPTIONS.values()]
 VALUED = {option.name: option.help for option in SCRIPTS if option.value}
 FLAGS = [option.name for option in SCRIPTS if not option.value]
 each_option = pytest.mark.parametrize("name", VALUES)
@@ -279,11 +278,6 @@ def test_timeout_is_a_number_of_seconds_up_to_a_day(text: str) -> None:
 def test_simulation_excludes_a_real_backend(backend: str) -> None:
     expected = f"--simulate 2 and --backend {backend} exclude each other"
     assert refusal("2", "--simulate=2", f"--backend={backend}") == expected
-
-
-def test_option_of_the_driver_alone_is_refused_by_name() -> None:
-    for message in (refusal("2", "--until-children-exit"), refusal("2", UNTIL_CHILDREN_EXIT="true")):
-        assert "is for the driver only: the owner's children inherit nothing from this script" in message
 
 
 # ---- what Kubernetes sets -------------------------------------------------------------------------

@@ -4,9 +4,16 @@ import os
 import re
 from collections.abc import Iterable
 
-from externalresource.coordination import process as processes
-from externalresource.coordination.holders import Claim, Holder, above
-from externalresource.coordination.process import Process, is_here, pid_here, program_of
+from externalresource.coordination import (
+    Claim,
+    Holder,
+    Process,
+    above,
+    is_here,
+    pid_here,
+    process as processes,
+    program_of,
+)
 from externalresource.errors import ExternalResourceError
 
 
@@ -17,13 +24,14 @@ def rows(claims: Iterable[Claim]) -> list[dict[str, object]]:
 
 def row(claim: Claim, holder: Holder) -> dict[str, object]:
     """Return what `status` shows of one holder of a claim."""
-    process, outer = holder.process, above(claim, holder)
+    process, outer, left_by = holder.process, above(claim, holder), holder.left_by
     pid = pid_here(process) if holder.living else None
     return {  # in the order of what must find room on a terminal
         "device": claim.token,
         "pid": pid or process.pid,
         "state": "living" if holder.living else "dead",
         **({"share_of": pid_here(outer.process) or outer.process.pid} if outer else {}),
+        **({"left_by": f"{left_by.get('program')} (pid {left_by.get('pid')})"} if left_by else {}),
         "user": _user(process.uid),
         "program": program_of(process),
         "since": holder.since,
@@ -69,14 +77,16 @@ def may_strike(claim: Claim, holder: Holder, *, force: bool) -> bool:
         )
     if not force:
         raise ExternalResourceError(f"{who} lives and holds {claim.token}: end it, or use --force")
-    if not _may_signal(pid_here(process)):
+    if not _may_end(process, pid_here(process)):
         raise ExternalResourceError(f"{who} lives and holds {claim.token}, and you may not signal it")
     return True
 
 
-def _may_signal(pid: int | None) -> bool:
+def _may_end(process: Process, pid: int | None) -> bool:
+    if pid is None:  # it has ended, and others of its user use what it has left
+        return os.getuid() in (0, process.uid)
     try:
-        os.kill(pid or 1, 0)  # of one that ended before those that inherited its lock: as if it were init's
+        os.kill(pid, 0)
     except PermissionError:
         return False
     except ProcessLookupError:

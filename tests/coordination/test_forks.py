@@ -68,9 +68,9 @@ def is_free(asker: TaskManager, folder: Folder) -> bool:
 
 
 @contextlib.contextmanager
-def outliving(task_manager: TaskManager, place: str, child: int) -> Iterator[Callable[[], None]]:
+def outliving(task_manager: TaskManager, child: int) -> Iterator[Callable[[], None]]:
     """Yield what ends a child on the host that has outlived its TaskManager; that of a container ends with it."""
-    here = child if place == "host" else inside(task_manager, child)
+    here = task_manager.outside(child)
     try:
         yield lambda: os.kill(here, signal.SIGKILL)
     finally:
@@ -78,36 +78,21 @@ def outliving(task_manager: TaskManager, place: str, child: int) -> Iterator[Cal
             os.kill(here, signal.SIGKILL)
 
 
-def inside(container: TaskManager, pid: int) -> int:
-    """Return as what the host sees a process that is `pid` in a container."""
-    for here in container.processes():
-        for line in Path(f"/proc/{here}/status").read_text().splitlines():
-            if line.startswith("NSpid:") and line.split()[-1] == str(pid):
-                return here
-    raise ProcessLookupError(pid)
-
-
 # Forks
 
 
 @between
-@pytest.mark.parametrize("more", [{}, {"until-children-exit": "true"}], ids=["", "until children exit"])
-def test_end_of_a_fork_gives_nothing_back(
-    folder: Folder, started: Started, place: str, asking: str, more: dict[str, str]
-) -> None:
+def test_end_of_a_fork_gives_nothing_back(folder: Folder, started: Started, place: str, asking: str) -> None:
     owner, asker = started(place), started(asking)
-    owner.tell("claim", folder.options(**more))
+    owner.tell("claim", folder.options())
     owner.tell("end", owner.tell("fork"))
     assert not is_free(asker, folder)
 
 
 @between
-@pytest.mark.parametrize("more", [{}, {"until-children-exit": "true"}], ids=["", "until children exit"])
-def test_close_in_a_fork_gives_nothing_back(
-    folder: Folder, started: Started, place: str, asking: str, more: dict[str, str]
-) -> None:
+def test_close_in_a_fork_gives_nothing_back(folder: Folder, started: Started, place: str, asking: str) -> None:
     owner, asker = started(place), started(asking)
-    owner.tell("claim", folder.options(**more))
+    owner.tell("claim", folder.options())
     files = folder.files()
     assert owner.tell("fork_that_closes") == 0
     assert not is_free(asker, folder)
@@ -136,7 +121,7 @@ def test_fork_that_outlives_its_task_manager_holds_nothing(
     # A PyFlink worker ends with its TaskManager; one that hangs does not keep a GPU from the next.
     owner, asker = started(place), started(asking)
     owner.tell("claim", folder.options())
-    with outliving(owner, place, owner.tell("fork")):
+    with outliving(owner, owner.tell("fork")):
         kill(owner, place)
         wait_until(lambda: is_free(asker, folder))
 
@@ -148,7 +133,7 @@ def test_fork_of_one_that_claimed_without_a_driver_holds_nothing(
     owner, asker = started(place), started(asking)
     owner.tell("claim_without_driver", folder.file)
     assert not is_free(asker, folder)
-    with outliving(owner, place, owner.tell("fork")):
+    with outliving(owner, owner.tell("fork")):
         kill(owner, place)
         wait_until(lambda: is_free(asker, folder))
 
@@ -170,76 +155,9 @@ def test_fork_of_a_task_manager_whose_script_claimed_holds_nothing(
 ) -> None:
     owner, asker = started(place), started(asking)
     granted(owner.tell("script", *folder.script()))
-    with outliving(owner, place, owner.tell("fork")):
+    with outliving(owner, owner.tell("fork")):
         kill(owner, place)
         wait_until(lambda: is_free(asker, folder))
-
-
-# Until children exit
-
-
-@between
-def test_fork_keeps_the_device_if_it_is_to_until_it_has_ended(
-    folder: Folder, started: Started, place: str, asking: str
-) -> None:
-    owner, asker = started(place), started(asking)
-    owner.tell("claim", folder.options(**{"until-children-exit": "true"}))
-    with outliving(owner, place, owner.tell("fork")) as end:
-        kill(owner, place)
-        wait_until(lambda: len(owner.processes()) == 2 if place == "container" else True)
-        assert not is_free(asker, folder)
-        assert folder.states() == ["living"]
-        end()
-        wait_until(lambda: is_free(asker, folder))
-
-
-@between
-def test_last_of_several_forks_keeps_the_device(folder: Folder, started: Started, place: str, asking: str) -> None:
-    owner, asker = started(place), started(asking)
-    owner.tell("claim", folder.options(**{"until-children-exit": "true"}))
-    with outliving(owner, place, owner.tell("fork")) as first, outliving(owner, place, owner.tell("fork")) as last:
-        kill(owner, place)
-        first()
-        assert not is_free(asker, folder)
-        last()
-        wait_until(lambda: is_free(asker, folder))
-
-
-@everywhere
-def test_owner_that_gives_back_does_so_though_its_forks_live(folder: Folder, started: Started, place: str) -> None:
-    owner = started(place)
-    owner.tell("claim", folder.options(**{"until-children-exit": "true"}))
-    owner.tell("fork")
-    owner.tell("close")
-    assert folder.files() == ["ledger", "ledger.lock"]
-    assert is_free(owner, folder)
-
-
-@between
-@pytest.mark.parametrize("keeps", [True, False], ids=["until children exit", ""])
-def test_child_of_what_run_became(folder: Folder, started: Started, place: str, asking: str, *, keeps: bool) -> None:
-    owner, asker = started(place), started(asking)
-    words = folder.run(1, *(["--until-children-exit"] if keeps else []))
-    child_file = folder.path / "child"
-    # The child has closed what `run` waits for, and only that.
-    command = f"sleep 600 >/dev/null & echo $! > {child_file}; echo; exec sleep 600"
-    pid = owner.tell("run", *words, "--", "sh", "-c", command)
-    with outliving(owner, place, int(child_file.read_text())) as end:
-        owner.tell("end", pid)
-        if keeps:
-            assert not is_free(asker, folder)
-            end()
-        elif (place, asking) == ("container", "container"):
-            end()  # it holds the lock, and who cannot see its pid cannot tell it from the owner
-        wait_until(lambda: is_free(asker, folder))
-
-
-def test_script_refuses_to_keep_a_device_for_children_that_inherit_nothing(folder: Folder, started: Started) -> None:
-    owner = started("host")
-    status, out, err = owner.tell("script", *folder.script(1, 1, "--until-children-exit"))
-    assert (status, out) == (2, "")
-    assert "--until-children-exit is for the driver only" in err
-    assert folder.files() == []
 
 
 # A TaskManager that executes itself again
@@ -279,19 +197,12 @@ def test_device_outlasts_an_exec_on_the_host_that_nobody_announced(folder: Folde
     assert not is_free(asker, folder)
 
 
-def test_owner_that_lives_keeps_its_device_whatever_became_of_its_lock(folder: Folder, started: Started) -> None:
-    owner, asker = started("host"), started("host")
-    owner.tell("claim", folder.options(**{"until-children-exit": "true"}))
-    owner.tell("execute_again", False)
-    assert not is_free(asker, folder)
-
-
 @contained
 def test_fork_that_announces_an_exec_keeps_nothing_of_its_parents(folder: Folder, started: Started) -> None:
     owner, asker = started("container"), started("container")
     owner.tell("claim", folder.options())
     fork = owner.tell("fork_that_executes")
-    with outliving(owner, "container", fork):
+    with outliving(owner, fork):
         kill(owner, "container")
         wait_until(lambda: is_free(asker, folder))
 

@@ -1,0 +1,94 @@
+"""Who of the holders lives, and who uses what those have left that have not.
+
+A command of `run` may leave others behind that carry the mark of its grant. Whether it does is found out by the
+watchers beside it, or, if somebody has killed both, by whoever may look into that user's processes.
+"""
+
+import time
+from collections.abc import Callable
+
+from externalresource.coordination import holders, inside, life_lock, process as processes
+from externalresource.coordination.holders import Claim, Holder
+from externalresource.coordination.process import Observer, Process
+from externalresource.errors import CoordinationError
+from externalresource.records import replace
+
+_BREATH = 0.01  # seconds between two looks at what watchers are about to tell
+
+
+class Judge:
+    """Judges the holders that one coordination file names."""
+
+    def __init__(self, path: str, device_class: str, gone: Callable[[Process, Observer], bool]) -> None:
+        self._path = path
+        self._class = device_class
+        self._gone = gone
+        #: Those that have ended, and may have left their devices to others, of whom is not known yet.
+        self._unsettled: list[Holder] = []
+
+    def look(self) -> Callable[[Claim], Claim]:
+        """Return what tells of each holder of a claim whether it lives. It looks at each process once."""
+        here = processes.observer()
+        dead: dict[object, bool] = {}
+
+        def is_dead(holder: Holder) -> bool:
+            process = holder.process
+            key = process, process.pidfd_inode, holder.life_lock, holder.marked
+            if key not in dead:
+                dead[key] = self.is_dead(holder, here)
+            return dead[key]
+
+        def judged(claim: Claim) -> Claim:
+            if not claim.understood:
+                return claim
+            seen = holders.seen(claim, here)
+            lost = [holder for holder in seen if is_dead(holder)]
+            if not lost and seen is claim.holders:
+                return claim
+            return replace(claim, holders=tuple([replace(each, living=not is_dead(each)) for each in seen]))
+
+        return judged
+
+    def is_dead(self, holder: Holder, here: Observer) -> bool:
+        """Return True only if neither the holder nor, where they count, those that carry its mark use the device."""
+        process, lock = holder.process, holder.life_lock
+        judged = here.can_judge(process)
+        if lock is None or (judged and not holder.marked):
+            return self._gone(process, here)
+        if processes.before_this_boot(process, here):
+            return True
+        if judged and not self._gone(process, here):
+            return False
+        if holder.marked and life_lock.nobody_is_left(self._path, lock):
+            return True
+        if not life_lock.stands(self._path, lock) and not (holder.marked and processes.is_of_host(process)):
+            return True  # a container that is killed ends with its watchers and all that carried the mark in it
+        if holder.marked and judged:
+            self._unsettled.append(holder)
+        return False
+
+    def settles(self, end: float, settle: Callable[[Holder], object]) -> bool:
+        """Settle those that were found unsettled; return whether to look again: until `end` for what watchers tell."""
+        unsettled, self._unsettled = self._unsettled, []
+        here, again = processes.observer(), False
+        for holder in unsettled:
+            if life_lock.stands(self._path, holder.life_lock or "", missing=False):
+                again = again or time.monotonic() < end
+            elif inside.is_its_user(holder.process, here):
+                try:
+                    settle(holder)
+                    again = True
+                except CoordinationError:  # so it counts as held
+                    pass
+        if again:
+            time.sleep(_BREATH)
+        return again
+
+    def heir(self, holder: Holder, seconds: float | None) -> Process | None:
+        """Return who carries the mark of a holder that has ended; None if nobody does.
+
+        CoordinationError if that cannot be told, or not in so many seconds.
+        """
+        process, left_by = holder.process, holder.left_by or {}
+        first = replace(process, start_time=left_by.get("start_time", process.start_time))
+        return inside.bearer(inside.mark(self._class, holder.grant or ""), first, seconds)
