@@ -5,8 +5,11 @@ process that has made one before: to what its files alone take, as in claim.py. 
 same jobs without devices.
 """
 
+import contextlib
+import os
 import re
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -100,6 +103,44 @@ def compare_jobs(jobs: int, seconds: float, environment: Mapping[str, str], runs
     return compare(lambda: clock_time(own, environment), lambda: clock_time(started("env"), environment), runs)
 
 
+def report_watchers(folder: Path, environment: Mapping[str, str], seconds: float) -> None:
+    """Show what the two watchers beside a command of `run` take: while it runs, and while it has left a daemon."""
+    click.echo(f"\nThe two watchers beside a command of run, watched for {seconds:g} s:")
+    for state, command in (("while the command runs", "sleep 600"), ("while a daemon is left", "sleep 600 & true")):
+        words = [COMMAND, "run", "--simulate", "8", "gpu=1", "--", "sh", "-c", command]
+        with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True) as run:
+            time.sleep(2)
+            watchers = _watchers(folder)
+            began = sum(_ran(pid) for pid in watchers)
+            time.sleep(seconds)
+            hourly = (sum(_ran(pid) for pid in watchers) - began) * 3600 / seconds
+            memory = sum(_unshared(pid) for pid in watchers) / 1024
+            used = f"{began * 1e3:>6.1f} ms to begin, {hourly:.2f} s of processor time an hour"
+            click.echo(f"  {state:<24}{used}, {memory:.1f} MiB that are not shared")
+            os.killpg(run.pid, signal.SIGKILL)
+
+
+def _watchers(folder: Path) -> list[int]:
+    """Return the processes that hold a life lock in this folder."""
+    found = []
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        with contextlib.suppress(OSError):
+            held = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+            found += [pid] if any(path.startswith(f"{folder}/gpus.witness-") for path in held) else []
+    return found
+
+
+def _ran(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def _unshared(pid: int) -> int:
+    """Return the kibibytes of a process that it shares with no other."""
+    return sum(
+        map(int, re.findall(r"^Private_\w+: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE))
+    )
+
+
 def report(name: str, pair: Pair, goal: float) -> None:
     judged = "met" if pair.ratio <= goal else "missed"
     click.echo(f"{name:<34}{pair.ours:>10.2f}{pair.floor:>10.2f}{pair.ratio:>8.2f}{goal:>6g}  {judged}")
@@ -141,6 +182,7 @@ def main(runs: int, jobs: int, *, quick: bool) -> None:
         report("a claim and its release", compare_claims(folder, runs), CLAIM_GOAL)
         name_of_jobs = f"{jobs} jobs by xargs -P8"
         report(name_of_jobs, compare_jobs(jobs, 0.1 if quick else 1, environment, 1 + runs // 10), JOBS_GOAL)
+        report_watchers(folder, environment, 2 if quick else 60)
         for start in missed:
             report_imports(start, environment)
 
