@@ -4,7 +4,7 @@ Flink's own script edits the very file that it locks, and so hands out devices t
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from externalresource.coordination import (
     holders,
@@ -166,12 +166,14 @@ class Coordination:
             claims = [*map(self.judge.look(), self._read())]
         return [claim for claim in claims if process is None or process in [each.process for each in claim.holders]]
 
-    def heir(self, holder: Holder, seconds: float | None = None) -> Process | None:
+    def heir(
+        self, holder: Holder, above: Collection[int] | None = None, seconds: float | None = None
+    ) -> Process | None:
         """Return who uses what a holder has that has ended, and tell everybody by the file; None if nobody does.
 
-        CoordinationError if that cannot be told, or not in so many seconds.
+        CoordinationError if that cannot be told. See `inside.bearer`.
         """
-        user = self.judge.heir(holder, seconds)
+        user = self.judge.heir(holder, above, seconds)
 
         def after(claim: Claim) -> Claim | None:
             if user is not None:
@@ -208,7 +210,7 @@ class Coordination:
 
     def _settles(self, end: float) -> bool:
         """Find out who uses what was left, where watchers no longer do; return whether it is to be looked at again."""
-        return self.judge.settles(end, lambda holder: self.heir(holder, _SETTLING))
+        return self.judge.settles(end, lambda holder: self.heir(holder, seconds=_SETTLING))
 
     def _claim_in_queue(self, request: Request, end: float, deadline: float) -> "list[Any]":
         """Claim under a place in the queue, which is kept by a lock and given up if this ends with an error."""

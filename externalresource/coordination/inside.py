@@ -7,7 +7,7 @@ starts carries its mark, too, unless it takes the variable away: so it tells who
 import _thread
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from externalresource.coordination import process as processes
 from externalresource.coordination.ledger import quoted
@@ -80,32 +80,40 @@ def _user_namespace(pid: str) -> int | None:
 
 
 def _descends_from(run: Process) -> bool:
-    pid = os.getpid()
-    while pid not in (0, run.pid):
-        stat = processes.look_at(pid)
-        pid = stat.parent if stat else 0  # it is outside of this pid namespace, or not to be seen
     try:
-        return pid != 0 and processes.identify(pid) == run
+        return run.pid in ancestors(os.getpid()) and processes.identify(run.pid) == run
     except CoordinationError:  # it is not to be seen, and may be another process that has this pid now
         return False
 
 
-def bearer(wanted: str, first: Process, seconds: float | None = None) -> Process | None:
+def ancestors(pid: int) -> Collection[int]:
+    """Return a process and those above it, as far as they are to be seen in this pid namespace."""
+    found = set[int]()
+    while pid != 0:
+        found.add(pid)
+        stat = processes.look_at(pid)
+        pid = stat.parent if stat and stat.parent not in found else 0
+    return found
+
+
+def bearer(
+    wanted: str, first: Process, above: Collection[int] | None = None, seconds: float | None = None
+) -> Process | None:
     """Return a process that carries the mark as that of its device of this class, or may do so; None if none provably.
 
     Of several it is the oldest. `first` is the process for which the mark was made: others that carry it are of the
-    same user, and were started later. CoordinationError if it cannot be told, or not in so many seconds: to read an
-    environment may hang.
+    same user, and were started later. `above` are those above it, which may adopt what it leaves. CoordinationError if
+    it cannot be told, or not in so many seconds: to read an environment may hang.
     """
     if seconds is None:
-        return _bearer(wanted, first)
+        return _bearer(wanted, first, above)
     found: list[Process | None] = []
     done = _thread.allocate_lock()
     done.acquire()
 
     def search() -> None:
         try:
-            found.append(_bearer(wanted, first))
+            found.append(_bearer(wanted, first, above))
         except (OSError, CoordinationError):
             pass
         finally:
@@ -118,26 +126,30 @@ def bearer(wanted: str, first: Process, seconds: float | None = None) -> Process
     return found[0]
 
 
-def _bearer(wanted: str, first: Process) -> Process | None:
+def _bearer(wanted: str, first: Process, above: Collection[int] | None) -> Process | None:
     """Do so. That there is none takes a listing of which all could be read, and then another with nobody new in it."""
     cleared: dict[int, int] = {}  # processes that cannot carry it: the ticks of their starts, by pid
-    unmarked: set[int] = set()  # those of them that might have, and do not
+    unmarked: set[int] = set()  # those of them whose children do not carry it, either
     complete = False
     for _ in range(_LISTINGS):
-        listed, missed = _later(first, cleared)
+        listed, older, missed = _later(first, cleared)
+        if above is not None:
+            unmarked.update(older.difference({1, *above}))
         if complete and not listed and not missed:
             return None
         doubtful = None
         for pid, stat in listed:
             try:
-                carries = _carries(pid, stat, wanted, unmarked)
-                if carries:
-                    return processes.identify(pid)
-                if carries is None:
-                    doubtful = doubtful or processes.identify(pid)
-                else:
+                carries = _carries(pid, stat.parent, wanted, unmarked)
+                if carries is False:
                     cleared[pid] = stat.start_time
                     unmarked.add(pid)
+                elif _is_spared(pid, stat):
+                    cleared[pid] = stat.start_time
+                elif carries:
+                    return processes.identify(pid)
+                else:
+                    doubtful = doubtful or processes.identify(pid)
             except (OSError, CoordinationError):  # it has ended unread, and may have left another one
                 missed = True
         if doubtful:
@@ -146,14 +158,15 @@ def _bearer(wanted: str, first: Process) -> Process | None:
     raise CoordinationError(f"processes are started too fast to tell whether one carries {wanted}")
 
 
-def _later(first: Process, cleared: dict[int, int]) -> tuple[list[tuple[int, Stat]], bool]:
+def _later(first: Process, cleared: dict[int, int]) -> tuple[list[tuple[int, Stat]], set[int], bool]:
     """Return those of the user's processes that may carry the mark, the oldest first; clear those that cannot.
 
-    And whether one of them could not be looked at. Those that are new are looked at first: others take a while.
+    And those that are older than the mark, and whether a process could not be looked at. New ones are looked at first:
+    the others take a while.
     """
     same_clock = first.time_namespace == processes.observer().time_namespace
     earliest = first.start_time if first.start_time is not None and same_clock else 0
-    found, missed = [], False
+    found, older, missed = [], set(), False
     for pid in sorted(map(int, filter(str.isdecimal, os.listdir("/proc"))), key=cleared.__contains__):
         stat = processes.look_at(pid)
         if stat is None:
@@ -162,11 +175,12 @@ def _later(first: Process, cleared: dict[int, int]) -> tuple[list[tuple[int, Sta
             continue
         elif stat.is_kernels or stat.start_time < earliest or not _is_of(pid, first.uid):
             cleared[pid] = stat.start_time
+            older.update([pid] if stat.start_time < earliest else [])
         elif processes.has_ended(pid, stat):
             cleared[pid], missed = stat.start_time, True  # but it may have started another one meanwhile
         else:
             found.append((pid, stat))
-    return sorted(found, key=lambda each: (each[1].start_time, each[0])), missed
+    return sorted(found, key=lambda each: (each[1].start_time, each[0])), older, missed
 
 
 def _is_of(pid: int, uid: int | None) -> bool:
@@ -181,18 +195,17 @@ def _is_of(pid: int, uid: int | None) -> bool:
         return True
 
 
-def _carries(pid: int, stat: Stat, wanted: str, unmarked: set[int]) -> bool | None:
+def _carries(pid: int, parent: int, wanted: str, unmarked: set[int]) -> bool | None:
     """Return whether a process carries the mark as that of its device; None if that cannot be told.
 
-    One whose parent is later than the run and does not carry it does not carry it: such a parent adopts nothing of the
-    run, and it started this one without.
+    One with an unmarked parent does not: that adopts nothing of the run, so it has started this one.
     """
     variable = _variable(pid)
     if variable is None:
-        return None if stat.parent not in unmarked and not _is_spared(pid, stat) else False
+        return False if parent in unmarked else None
     device_class = wanted.rpartition(":")[0]
     mine = [run for run in _runs(variable) if any(word.rpartition(":")[0] == device_class for word in run)]
-    return bool(mine) and wanted in mine[-1] and not _is_spared(pid, stat)
+    return bool(mine) and wanted in mine[-1]
 
 
 def _runs(variable: str) -> list[list[str]]:

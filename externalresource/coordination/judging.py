@@ -5,7 +5,7 @@ watchers beside it, or, if somebody has killed both, by whoever may look into th
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from externalresource.coordination import holders, inside, life_lock, process as processes
 from externalresource.coordination.holders import Claim, Holder
@@ -71,7 +71,7 @@ class Judge:
         """Settle those that were found unsettled; return whether to look again: until `end` for what watchers tell."""
         unsettled, self._unsettled = self._unsettled, []
         here, again = processes.observer(), False
-        for holder in unsettled:
+        for holder in {holder.grant: holder for holder in unsettled}.values():
             if life_lock.stands(self._path, holder.life_lock or "", missing=False):
                 again = again or time.monotonic() < end
             elif inside.is_its_user(holder.process, here):
@@ -84,11 +84,8 @@ class Judge:
             time.sleep(_BREATH)
         return again
 
-    def heir(self, holder: Holder, seconds: float | None) -> Process | None:
-        """Return who carries the mark of a holder that has ended; None if nobody does.
-
-        CoordinationError if that cannot be told, or not in so many seconds.
-        """
+    def heir(self, holder: Holder, above: Collection[int] | None, seconds: float | None) -> Process | None:
+        """Return who carries the mark of a holder that has ended; None if nobody does. See `inside.bearer`."""
         process, left_by = holder.process, holder.left_by or {}
         first = replace(process, start_time=left_by.get("start_time", process.start_time))
-        return inside.bearer(inside.mark(self._class, holder.grant or ""), first, seconds)
+        return inside.bearer(inside.mark(self._class, holder.grant or ""), first, above, seconds)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from externalresource.coordination.claims import Coordination
 from externalresource.coordination.holders import Holder, new_grant
-from externalresource.coordination.inside import mark
+from externalresource.coordination.inside import ancestors, mark
 from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.lock import flock, unshielded
 from externalresource.coordination.matching import Claimable
@@ -47,7 +47,8 @@ def _heirs_of(coordination: Coordination, holder: Holder) -> "Heir":
     """Return what tells watchers, who stand in another folder and are never interrupted, who is left after a holder."""
     path = os.path.abspath(coordination.path)
     theirs = Coordination(path, coordination.device_class, lock=flock, run=unshielded, runs=())
-    return lambda: theirs.heir(holder)
+    above = ancestors(holder.process.pid)
+    return lambda: theirs.heir(holder, above)
 
 
 class _Grant:

@@ -278,17 +278,24 @@ def test_agents_that_stay_keep_nothing(folder: Folder, started: Started, left: L
 
 
 @as_root
+@pytest.mark.parametrize("parent", ["of before", "of later"])
 def test_process_that_hides_its_environment_and_was_started_by_one_that_carries_no_mark_keeps_nothing(
-    folder: Folder, started: Started
+    folder: Folder, started: Started, parent: str
 ) -> None:
     asker = started("host")
-    pid = asker.tell("run", *folder.run(), "--", *as_user(ANN), "sh", "-c", "echo; exec sleep 600")
-    hides = [*as_user(ANN), "sh", "-c", f"echo; {unreadable(folder)} 600; exit 1"]
-    with subprocess.Popen(hides, stdout=subprocess.PIPE, start_new_session=True) as browser:
+    words = [*folder.run(), "--", *as_user(ANN), "sh", "-c", "echo; exec sleep 600"]
+    run = asker.tell("run", *words) if parent == "of later" else None
+    hides = [*as_user(ANN), "sh", "-c", f"echo; read go; {unreadable(folder)} 600; exit 1"]
+    with subprocess.Popen(hides, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as browser:
         try:
+            assert browser.stdin
             assert browser.stdout
             browser.stdout.readline()
-            asker.tell("end", pid)
+            run = run or asker.tell("run", *words)
+            browser.stdin.write(b"\n")
+            browser.stdin.close()
+            wait_until(lambda: Path(f"/proc/{browser.pid}/task/{browser.pid}/children").read_text())
+            asker.tell("end", run)
             wait_until(lambda: not is_taken(asker, folder))
         finally:
             os.killpg(browser.pid, signal.SIGKILL)
