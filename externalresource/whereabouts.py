@@ -76,7 +76,9 @@ def may_strike(claim: Claim, holder: Holder, *, force: bool) -> bool:
             "on the host"
         )
     if not force:
-        raise ExternalResourceError(f"{who} lives and holds {claim.token}: end it, or use --force")
+        raise ExternalResourceError(
+            f"{who} lives and holds {claim.token}: end it; use --force only if it does not use the device"
+        )
     if not _may_end(process, pid_here(process)):
         raise ExternalResourceError(f"{who} lives and holds {claim.token}, and you may not signal it")
     return True

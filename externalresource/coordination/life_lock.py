@@ -96,6 +96,7 @@ class LifeLock:
         try:
             descriptor = self._descriptors.take(lambda: os.open(self._path, flags, 0o644))
             os.fchmod(descriptor, 0o644)  # whatever the umask: others must be able to try the lock
+            safe_files.give(descriptor, self._file)  # who may replace the ledger can remove it when it is free
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not safe_files.removed(descriptor, self._path):
                 return True

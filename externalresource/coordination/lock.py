@@ -217,7 +217,7 @@ class Locked:
         safe_files.create(self._file)
         safe_files.check_replaceable(self._file)  # who may not use the ledger makes nothing beside it
         if self._took(self._file) and not os.path.lexists(self._path):
-            safe_files.replace(self._path, ledger.LOCK_TEXT)
+            safe_files.replace(self._path, ledger.LOCK_TEXT, like=self._file)
         self._leave()
 
     def _took(self, path: str) -> bool:

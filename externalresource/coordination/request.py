@@ -228,4 +228,4 @@ def _way_to_free(holder: Holder, here: Observer, claim: Claim) -> str:
             )
         return f" (only {who} can end or release it)"
     release = f"externalresource release {claim.device_class} --device {claim.token} --force"
-    return f" (end it, or free the device by `{release}`)"
+    return f" (end it; if it does not use the device, `{release}` frees it)"

@@ -359,7 +359,7 @@ def test_refusal_names_what_keeps_the_device_who_left_it_and_what_to_type(
     wait_until(lambda: column(folder) == pid)
     said = refusal(folder)
     assert re.search(rf"held by pid {pid} \(python[0-9.]*\), left by pid \d+ \(python[0-9.]*\), since .*Z: 0 ", said)
-    [command] = re.findall(r"\(end it, or free the device by `externalresource (.*)`\)$", said)
+    [command] = re.findall(r"\(end it; if it does not use the device, `externalresource (.*)` frees it\)$", said)
     assert call(*command.split(), "--coordination-file", folder.file).stdout == f"released 0, held by pid {pid}\n"
     assert call(*folder.run(), "--", "true").returncode == 0
 

@@ -239,7 +239,7 @@ def test_release_of_a_living_owners_device_needs_force(environment: dict[str, st
     with held_by_a_living_owner(environment) as owner:
         refused = call(environment, "release", "--device", "0")
         assert (refused.returncode, refused.stdout) == (1, "")
-        assert refused.stderr.endswith(" lives and holds 0: end it, or use --force\n")
+        assert refused.stderr.endswith(" lives and holds 0: end it; use --force only if it does not use the device\n")
         assert ledger.read_text()
         forced = call(environment, "release", "--owner", str(owner.pid), "--force")
         assert forced.stdout == f"released 0, held by pid {owner.pid}\n"

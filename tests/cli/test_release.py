@@ -99,7 +99,8 @@ def loud(folder: Folder) -> Iterator[int]:
 
 def test_names_of_a_device_and_a_program_do_not_control_the_terminal(folder: Folder, loud: int) -> None:
     of_it = ["--owner", str(loud)]
-    said = f"externalresource: pid {loud} (?[31mred?) lives and holds a?[2J: end it, or use --force\n"
+    said = f"externalresource: pid {loud} (?[31mred?) lives and holds a?[2J: end it; use --force only if "
+    said += "it does not use the device\n"
     assert call(*release(folder, *of_it)) == (1, "", said)
     assert call(*release(folder, *of_it, "--force")) == (0, f"released a?[2J, held by pid {loud}\n", "")
 

@@ -177,7 +177,10 @@ def test_read_only_file_system_grants_nothing_and_can_be_looked_at(path: str, *,
         return both_refuse(path), held(path)
 
     reason, before = in_mounts(look)
-    assert reason == f"cannot write {path}: Read-only file system; choose a file on a writable file system"
+    assert reason == (
+        f"cannot write {path}: Read-only file system; mount its file system writable: another file would not know who "
+        "holds devices by this one"
+    )
     assert before == (["0"] if used else [])
 
 

@@ -1,9 +1,9 @@
 """What somebody planted in the places of our files is never followed, written to or waited for."""
 
 import os
-import re
 import socket
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,16 +68,28 @@ def device(place: str, target: str) -> None:
 
 
 Plant = Callable[[str, str], None]
-NO_FILE, A_LINK = "is not a regular file; remove it", "it is a symbolic link, which is never followed; remove it"
-PLANTS: dict[Plant, str] = {
+A_LINK = (
+    "it is a symbolic link, which is never followed",
+    "name the file that it leads to, if devices are held by that, else another one",
+)
+NO_FILE = "it is not a regular file", "name another one"
+ELSEWHERE = "move it to another place"  # what is ours alone
+#: What is said of it, and for a ledger, which may be what its user meant, what to do.
+PLANTS: dict[Plant, tuple[str, str]] = {
     link: A_LINK,
     dangling_link: A_LINK,
-    hard_link: "has 2 names (hard links); remove it",
+    hard_link: ("it has 2 names (hard links)", "make it a file of its own: cp -p {0} {0}.own && mv {0}.own {0}"),
     fifo: NO_FILE,
-    folder: NO_FILE,
-    bound_socket: "No such device or address",
+    folder: ("it is a folder", "name a file in it, as {0}/coordination"),
+    bound_socket: ("No such device or address", ""),
     device: NO_FILE,
 }
+
+
+def said_of(plant: Plant, path: str, place: str = "") -> str:
+    what, remedy = PLANTS[plant]
+    said = [what, ELSEWHERE if place and remedy else remedy.format(path)]
+    return f"{path}{place}: {'; '.join(filter(None, said))}"
 
 
 @pytest.mark.parametrize("plant", PLANTS)
@@ -103,7 +115,7 @@ def test_what_was_planted_grants_nothing_and_is_not_written_to(
             os.unlink(path + place)
     plant(path + place, target)
     before, status = set(os.listdir(os.path.dirname(path))), os.lstat(path + place)
-    assert re.search(f"{re.escape(path + place)}.*{re.escape(PLANTS[plant])}", both_refuse(path))
+    assert both_refuse(path).endswith(said_of(plant, path, place))
     assert Path(target).read_text() == CONTENT
     assert os.path.samestat(os.lstat(path + place), status)
     assert set(os.listdir(os.path.dirname(path))) - before <= ({"gpus", "gpus.lock"} if place else set())
@@ -129,9 +141,9 @@ def test_folder_where_a_file_is_written_is_an_error_that_grants_nothing(place: s
     claim(path, 2)
     os.mkdir(path + place)
     if place == ".new":
-        assert both_refuse(path).endswith("remove the folder that is there with .new at the end of its name")
+        assert both_refuse(path) == f"cannot write {path}.new: it is a folder; {ELSEWHERE}"
     else:
-        with pytest.raises(CoordinationError, match=r"\.queue: Is a directory; remove the folder"):
+        with pytest.raises(CoordinationError, match=rf"\.queue\.new: it is a folder; {ELSEWHERE}"):
             claim(path, 2, THREE, 1)
     assert held(path) == ["0", "1"]
 
@@ -140,5 +152,16 @@ def test_folder_where_a_file_is_written_is_an_error_that_grants_nothing(place: s
 def test_queue_that_is_no_plain_file_grants_nothing(plant: Plant, path: str, target: str) -> None:
     plant(f"{path}.queue", target)
     message = error_of(CoordinationError, lambda: ask(path, numbered(0), wait=LONG))
-    assert re.search(rf"{re.escape(path)}\.queue.*remove it", message)
+    assert message.endswith(said_of(plant, path, ".queue"))
     assert ledger.read(path) == []
+
+
+def test_ledger_with_two_names_keeps_its_claims_if_one_does_what_the_error_says(path: str) -> None:
+    holder = Running(lambda: claim(path))
+    assert tokens(holder.result()) == ["0"]
+    os.link(path, f"{path}-backup")
+    subprocess.run(both_refuse(path).partition("make it a file of its own: ")[2], shell=True, check=True)
+    assert held(path) == ["0"]
+    assert tokens(claim(path)) == ["1"]
+    assert "0" in Path(f"{path}-backup").read_text()
+    holder.kill()

@@ -149,8 +149,9 @@ def test_users_wait_in_one_queue(stage: Stage) -> None:
 
 
 def test_place_of_a_killed_user_vanishes_for_the_other(stage: Stage) -> None:
-    holder, waiting = stage.claim(ANN, 2), stage.claim(BOB, 2, wait=60)
+    holder = stage.claim(ANN, 2)
     holder.result()
+    waiting = stage.claim(BOB, 2, wait=60)
     stage.queued(1)
     waiting.kill()
     holder.kill()
@@ -211,8 +212,8 @@ def test_user_outside_the_group_gets_an_error_that_names_the_set_up(stage: Stage
     stage.claim(ANN).result()
     message = in_child(by(STRANGER, lambda: refusal(lambda: claim(stage.path))))
     assert message == (
-        f"cannot lock {stage.path}.lock: Permission denied; "
-        "to share devices between users, give them a folder that they all may write and that is not sticky"
+        f"cannot lock {stage.path}.lock: Permission denied; to share devices between users, once none are held, let "
+        "all use one file in a folder that they may write and that is not sticky (install -d -g GROUP -m 2770 FOLDER)"
     )
 
 
@@ -228,8 +229,9 @@ def test_file_in_a_sticky_folder_serves_one_user_and_the_next_one_is_told_the_se
     before = Path(stage.path).read_bytes()
     message = in_child(by(BOB, lambda: refusal(lambda: claim(stage.path))))
     assert message == (
-        f"cannot write {stage.path}: Operation not permitted; "
-        "to share devices between users, give them a folder that they all may write and that is not sticky"
+        f"cannot write {stage.path}: Operation not permitted; it belongs to uid {ANN}, and its folder is sticky; to "
+        "share devices between users, once none are held, let all use one file in a folder that they may write and "
+        "that is not sticky (install -d -g GROUP -m 2770 FOLDER)"
     )
     assert Path(stage.path).read_bytes() == before
     held = in_child(by(BOB, lambda: [claim.owner.process.pid for claim in Coordination(stage.path, "gpu").held()]))

@@ -32,6 +32,8 @@ class Running(Generic[R]):
             _libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL)  # also when the tests are killed
             try:
                 answer: object = function()
+            except pytest.fail.Exception as failed:  # which cannot be pickled
+                answer = AssertionError(str(failed))
             except Exception as error:  # noqa: BLE001 - it is raised in the parent
                 answer = error
             with open(writer, "wb") as pipe:
@@ -186,6 +188,8 @@ def _answer(function: Callable[[], object], writer: int) -> NoReturn:
         answer = pickle.dumps(("returned", function()))
     except pytest.skip.Exception as skipped:
         answer = pickle.dumps(("skipped", str(skipped)))
+    except pytest.fail.Exception as failed:  # which cannot be pickled
+        answer = pickle.dumps(("raised", AssertionError(str(failed))))
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised in the parent
         answer = pickle.dumps(("raised", error))
     with open(writer, "wb") as pipe:

@@ -133,10 +133,7 @@ def coordination(resource: Written) -> Iterator[Note]:
         return
     except ExternalResourceError as error:
         problem = "the coordination file cannot be used, so that no TaskManager gets a device"
-        remedy = (
-            f"see the evidence; a file that nobody needs may go once no TaskManager lives on this host: "
-            f"rm {found.path} {found.path}.lock"
-        )
+        remedy = "do what the evidence says; to remove the file would give devices that are in use to others, too"
         yield Finding("coordination-file", problem, str(error), remedy)
         return
     yield from _dead(found.path, held)
@@ -225,8 +222,8 @@ def _foreign(path: str) -> Iterator[Finding]:
                 "the coordination file is another user's: no TaskManager of this user gets a device",
                 f"{place} belongs to uid {status.st_uid} (mode {stat.S_IMODE(status.st_mode):04o}), this is uid "
                 f"{os.geteuid()}",
-                "run all TaskManagers as one user, or name a file in a folder that all of them may write: "
-                "--coordination-file /path",
+                "run all TaskManagers as one user, or, once none of them lives, name a file in a folder that all of "
+                "them may write and that is not sticky: --coordination-file /path",
             )
             return
 
@@ -261,7 +258,7 @@ def _taken_over(path: str, claim: Claim) -> Iterator[Finding]:
         "foreign-claims",
         problem,
         f"{path}: {claim.line}, and pid {pid} is {program or 'unknown'}",
-        f"if pid {pid} is no TaskManager of yours: externalresource release --device {device} --force "
+        f"only if pid {pid} does not use the device: externalresource release --device {device} --force "
         f"--coordination-file {path}",
         severity=WARNING,
     )

@@ -30,9 +30,7 @@ def test_new_file_of_a_process_that_was_killed_is_overwritten(path: str) -> None
 def test_folder_in_the_place_of_the_new_file_is_an_error_that_says_so(path: str) -> None:
     os.mkdir(f"{path}.new")
     message = error_of(CoordinationError, lambda: ledger.write(path, [CLAIM]))
-    assert message == (
-        f"cannot write {path}: Is a directory; remove the folder that is there with .new at the end of its name"
-    )
+    assert message == (f"cannot write {path}.new: it is a folder; move it to another place")
     assert not os.path.exists(path)
 
 
@@ -97,7 +95,10 @@ def test_only_a_symbolic_link_is_called_one(number: int) -> None:
     assert message.startswith(f"cannot write /gpus: {os.strerror(number)}")
     assert ("; " in message) == (number != errno.EIO)
     link = str(safe_files.refusal("write", "/gpus", OSError(errno.ELOOP, os.strerror(errno.ELOOP))))
-    assert link == "cannot write /gpus: it is a symbolic link, which is never followed; remove it"
+    assert link == (
+        "cannot write /gpus: it is a symbolic link, which is never followed; name the file that it leads to, if "
+        "devices are held by that, else another one"
+    )
 
 
 def test_folder_that_is_missing_is_an_error_with_its_remedy(tmp_path: Path) -> None:
@@ -114,8 +115,8 @@ def test_folder_of_another_user_is_an_error_with_its_remedy(shared: Path) -> Non
     shared.chmod(0o755)
     message = as_another_user(lambda: error_of(CoordinationError, lambda: ledger.write(path, [OTHER])))
     assert message == (
-        f"cannot write {path}: Permission denied; "
-        "to share devices between users, give them a folder that they all may write and that is not sticky"
+        f"cannot write {path}: Permission denied; to share devices between users, once none are held, let all use one "
+        "file in a folder that they may write and that is not sticky (install -d -g GROUP -m 2770 FOLDER)"
     )
     assert as_another_user(lambda: ledger.read(path)) == [CLAIM]
 
@@ -128,7 +129,7 @@ def test_file_of_another_user_in_a_sticky_folder_is_an_error_with_its_remedy(sha
         (shared / "ledger.new").touch()
     shared.chmod(0o1777)
     message = as_another_user(lambda: error_of(CoordinationError, lambda: ledger.write(path, [OTHER])))
-    assert message.startswith(f"cannot write {path}: Operation not permitted; to share devices between users")
+    assert message.startswith(f"cannot write {path}: Operation not permitted; it belongs to root, ")
     assert ledger.read(path) == [CLAIM]
     assert os.path.exists(f"{path}.new") == leftover
 
@@ -170,7 +171,9 @@ def test_read_only_file_system_is_an_error_with_its_remedy(tmp_path: Path) -> No
         return error_of(CoordinationError, lambda: ledger.write(str(tmp_path / "ledger"), [CLAIM]))
 
     message = in_mounts(look)
-    assert message.endswith("Read-only file system; choose a file on a writable file system")
+    assert message.startswith(
+        f"cannot write {tmp_path}/ledger: Read-only file system; mount its file system writable: "
+    )
 
 
 def test_file_that_is_mounted_alone_is_an_error_with_its_remedy(path: str) -> None:

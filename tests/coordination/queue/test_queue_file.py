@@ -73,6 +73,6 @@ def test_queue_that_cannot_be_written_grants_nothing(path: str, start: Start, ho
             encoding="ascii",
         )
 
-    with pytest.raises(CoordinationError, match=r"cannot write .*gpus\.queue: Is a directory"):
+    with pytest.raises(CoordinationError, match=r"cannot write .*gpus\.queue\.new: it is a folder"):
         coordination(path, full).claim(numbered(1), 1, made_up(2), wait=LONG)
     assert [claim.holders[0].process.pid for claim in ledger.read(path)] == [holder.pid]

@@ -24,8 +24,9 @@ ANN, BOB = 64_001, 64_002
 Start = Callable[[Callable[[], object]], Running[object]]
 _CREATED = 0x100  # inotify(7)
 REFUSED = (
-    "cannot write {}: Operation not permitted; "
-    "to share devices between users, give them a folder that they all may write and that is not sticky"
+    "cannot write {}: Operation not permitted; it belongs to uid {}, and its folder is sticky; to share devices "
+    "between users, once none are held, let all use one file in a folder that they may write and that is not sticky "
+    "(install -d -g GROUP -m 2770 FOLDER)"
 )
 
 
@@ -119,7 +120,7 @@ def test_second_user_is_refused_and_makes_nothing_at_any_moment(
         with pytest.raises(Exception, match="0 of 1 free"):
             in_child(user(lambda: claim(sticky)))
     else:
-        assert in_child(user(lambda: refusal(lambda: asked(sticky)))) == REFUSED.format(sticky)
+        assert in_child(user(lambda: refusal(lambda: asked(sticky)))) == REFUSED.format(sticky, ANN)
     assert not folder.made()
     holder.kill()
 
@@ -128,7 +129,7 @@ def test_first_user_waits_and_gets_the_device_whatever_the_second_one_tries(stic
     holder = start(by(ANN, lambda: claim(sticky)))
     holder.result()
     second = start(by(BOB, lambda: refusal(lambda: claim(sticky, wait=60))))
-    assert second.result() == REFUSED.format(sticky)
+    assert second.result() == REFUSED.format(sticky, ANN)
     waiting = start(by(ANN, lambda: claim(sticky, wait=60)))
     wait_until_queued(sticky)
     second.kill()
@@ -140,7 +141,7 @@ def test_first_user_waits_and_gets_the_device_whatever_the_second_one_tries(stic
 
 def test_second_user_makes_no_lock_file_beside_the_ledger(sticky: str) -> None:
     os.unlink(f"{sticky}.lock")
-    assert in_child(by(BOB, lambda: refusal(lambda: claim(sticky)))) == REFUSED.format(sticky)
+    assert in_child(by(BOB, lambda: refusal(lambda: claim(sticky)))) == REFUSED.format(sticky, ANN)
     assert files(sticky) == ["gpus"]
 
 
@@ -174,7 +175,7 @@ def test_queue_that_cannot_be_removed_is_an_error_in_one_line(sticky: str) -> No
     name = left_by_bob(sticky)
     assert not life_locks.stands(sticky, name)
     message = in_child(by(ANN, lambda: refusal(lambda: claim(sticky))))
-    assert message == REFUSED.format(f"{sticky}.queue").replace("write", "remove", 1)
+    assert message == REFUSED.format(f"{sticky}.queue", BOB).replace("write", "remove", 1)
     os.unlink(f"{sticky}.queue")
     assert in_child(by(ANN, lambda: claim(sticky))) == ["0"]
 
@@ -198,6 +199,6 @@ def test_root_that_waits_and_is_killed_keeps_the_first_user_not_out(sticky: str,
 
 def test_folder_in_place_of_the_ledger_is_not_removed(path: str) -> None:
     os.mkdir(path)
-    assert "is not a regular file" in refusal(lambda: claim(path, wait=1))
+    assert "it is a folder" in refusal(lambda: claim(path, wait=1))
     assert refusal(lambda: claim(path, marked=True))
     assert os.path.isdir(path)
