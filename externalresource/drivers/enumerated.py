@@ -103,7 +103,8 @@ def driver(
     argument. It may take its time, print nothing, and raise DiscoveryError if it cannot tell what is here. One with a
     parameter `deadline` is told when (of `time.monotonic`) it must have given up, which one that waits needs.
     `environment` is for variables that are more than the values of all devices with commas between: it is called with
-    those, and returns what the process gets.
+    those, and returns what the process gets. For a process that is to use no device they are empty, or missing where no
+    device was seen yet: what it returns then must hide all.
     """
     return lambda enumerate_devices: DriverFactory(device_class, enumerate_devices, options, environment)
 
@@ -146,9 +147,10 @@ class DeviceDriver(ExternalResourceDriver):
     def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
         """Return the variables for a process that uses exactly these devices, in the order of their indices.
 
-        PluginError if there are none: such a process could not tell which devices are its own.
+        For a process that is to use none they are empty, as far as it is known which ones the devices have. PluginError
+        if a device has none: such a process could not tell which devices are its own.
         """
-        found: dict[str, list[str]] = {}
+        found: dict[str, list[str]] = {name: [] for device in self._all for name in device.environment if not infos}
         for info in order(infos):
             variables = info.environment if isinstance(info, DeviceInfo) else {}
             if not variables:
