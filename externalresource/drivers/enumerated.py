@@ -212,7 +212,20 @@ class DeviceDriver(ExternalResourceDriver):
                 if name in names:
                     raise DiscoveryError(f"the {self._class} driver enumerated two devices called {name!r}")
                 names.add(name)
+        self._check_environments(found)
         return found
+
+    def _check_environments(self, found: Iterable[Device]) -> None:
+        """Raise DiscoveryError for two devices that one process would be told of by one and the same environment."""
+        known: dict[frozenset[tuple[str, str]], Device] = {}
+        for device in found:
+            other = known.setdefault(frozenset(device.environment.items()), device)
+            if other is not device and device.environment:
+                raise DiscoveryError(
+                    f"the {self._class} driver enumerated {other.index!r} and {device.index!r} with the same "
+                    f"environment ({', '.join(map('='.join, device.environment.items()))}): a process could not tell "
+                    "which of the two is its own"
+                )
 
 
 def _default_file(device_class: str) -> str:
