@@ -72,11 +72,15 @@ class RuntimeContext:
         variables: dict[str, str] = {}
         setters: dict[str, str] = {}
         for name, infos in self._infos.items():
-            for variable, value in _environment(name, self._drivers[name], infos).items():
+            for variable, value in variables_of(name, self._drivers[name], infos).items():
                 if variables.setdefault(variable, value) != value:
                     raise PluginError(f"{setters[variable]!r} and {name!r} both set {variable}: a process has only one")
                 setters.setdefault(variable, name)
         return variables
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
 
     def close(self) -> None:
         """Give the devices back.
@@ -218,14 +222,22 @@ def claim(
     `driver_factory` is by default the installed plugin of that name; `options` are the driver's own, with values as in
     a configuration: texts, numbers, True or False.
     """
+    check_amount(name, amount)
+    return RuntimeContext({name: (driver_to_claim(name, driver_factory, options or {}), amount)})
+
+
+def check_amount(name: str, amount: int) -> None:
     if not isinstance(amount, int) or amount < 1:
         raise ConfigurationError(f"the amount of {name!r} must be a positive integer, not {amount!r}")
+
+
+def driver_to_claim(name: str, driver_factory: str | None, options: Mapping[str, object]) -> ExternalResourceDriver:
+    """Return a driver that coordinates."""
     from externalresource.drivers.loading import create_driver
     from externalresource.flink import configuration
 
-    given = {key: configuration.text(f"option {key!r}", value) for key, value in (options or {}).items()}
-    driver = create_driver(driver_factory or name, {"enable-coordination-mode": "true"} | given)
-    return RuntimeContext({name: (driver, amount)})
+    given = {key: configuration.text(f"option {key!r}", value) for key, value in options.items()}
+    return create_driver(driver_factory or name, {"enable-coordination-mode": "true"} | given)
 
 
 def _driver(resource: ResourceConfig, *, lenient: bool) -> ExternalResourceDriver | None:
@@ -293,9 +305,10 @@ def _retrieved(name: str, driver: ExternalResourceDriver, amount: int) -> frozen
     return infos
 
 
-def _environment(
+def variables_of(
     name: str, driver: ExternalResourceDriver, infos: AbstractSet[ExternalResourceInfo]
 ) -> Mapping[str, str]:
+    """Return the variables for a process that uses exactly these devices. PluginError if the driver cannot say."""
     from externalresource.drivers.contract import NotOfferedError
 
     try:

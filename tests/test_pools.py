@@ -7,7 +7,6 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -218,21 +217,6 @@ with multiprocessing.Pool{OWN}, processes=1) as pool:
 """
     said = lines_of(tmp_path, environment | {"EXTERNALRESOURCE_GPU_SIMULATE": "1"}, program)
     assert said == ["broken", "True"]
-
-
-def test_thread_is_refused_as_it_shares_the_environment_of_the_others() -> None:
-    refused: list[Exception] = []
-
-    def claim() -> None:
-        try:
-            externalresource.claim_for_worker("gpu")
-        except externalresource.ConfigurationError as error:
-            refused.append(error)
-
-    thread = Thread(target=claim)
-    thread.start()
-    thread.join()
-    assert "use a pool of processes" in str(refused[0])
 
 
 def test_device_that_no_variable_names_is_given_back(tmp_path: Path) -> None:

@@ -95,7 +95,8 @@ class Coordination:
         `choose` picks among the free ones, under the lock, or raises NotEnoughDevicesError if none of them will do now,
         by default the first; `deadline` (of `time.monotonic`) bounds the wait for it.
         With `wait` (seconds) devices that others hold are queued for, first come, first served; of them those that
-        `suits` (which `choose` would not refuse at the moment) are kept meanwhile. `pause` may add devices that appear.
+        `suits` (which `choose` would not refuse at the moment) are kept meanwhile. `pause` may add devices that appear
+        to the list, and exchange some.
         `among` are all devices that the driver lists: what a device is a part of is followed upwards in these.
         Inside of a run that lives and has devices here the holder gets a share of these.
         Raises NotEnoughDevicesError, which says who holds them; CoordinationError if the file cannot be used.
@@ -219,6 +220,7 @@ class Coordination:
 
         def attempt(now: float) -> "list[Any]":
             self._settles(now)
+            request.wholes.read_again()
             if view.placed:
                 self._look(request, view, life.name)
             until = min(deadline, now + _TRY * view.placed)  # a herd that comes at once must not fight for the lock

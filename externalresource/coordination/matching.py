@@ -114,7 +114,12 @@ class Wholes:
     """What each device is a part of, all the way up, as far as it says so itself, or these devices say it."""
 
     def __init__(self, devices: Iterable[Claimable]) -> None:
-        self._parts = [device for device in devices if device.parent_uuid or device.parent_token]
+        self._devices = devices if isinstance(devices, list) else [*devices]
+        self.read_again()
+
+    def read_again(self) -> None:
+        """See the list of devices as it is by now: whoever waits may add some, or exchange them."""
+        self._parts = [device for device in self._devices if device.parent_uuid or device.parent_token]
         self._known: dict[int, tuple[Claimable, list[Name]]] = {}
         self._named: dict[str, list[Claimable]] = {}
         for part in self._parts:

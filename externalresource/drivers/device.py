@@ -16,7 +16,8 @@ class Device:
     uuid: str | None = None
     #: All else that operators may ask for: `name`, `numa_node`, ...
     properties: Mapping[str, str] = field(default_factory=dict)
-    #: Variables for a process that uses it; of several devices the values are joined by commas.
+    #: Variables for a process that uses it; of several devices the values are joined by commas, equal ones stand once.
+    #: No two devices have all the same.
     environment: Mapping[str, str] = field(default_factory=dict)
     #: Why it must not be handed out; None if nothing speaks against it.
     unusable: str | None = None

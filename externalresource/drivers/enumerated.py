@@ -15,19 +15,17 @@ from externalresource.drivers.child import LONGEST
 from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, hookimpl
 from externalresource.drivers.device import Device, info_of
 from externalresource.drivers.infos import DeviceInfo, order
+from externalresource.drivers.listing import Listing
 from externalresource.drivers.options import Option
 from externalresource.errors import (
     ConfigurationError,
     DiscoveryError,
     ExternalResourceError,
-    NotEnoughDevicesError,
     PluginError,
     cause,
-    too_few,
     warn,
 )
 
-_FRESH = 1.0  # seconds for which a process that waits believes what it has seen
 _OWN_SHARE = 0.9  # of the time is for the enumeration itself: what it says then comes before our own verdict
 
 #: A driver's function; that of a DeviceDriver gets only the time when it must have given up.
@@ -102,7 +100,8 @@ def driver(
     argument. It may take its time, print nothing, and raise DiscoveryError if it cannot tell what is here. One with a
     parameter `deadline` is told when (of `time.monotonic`) it must have given up, which one that waits needs.
     `environment` is for variables that are more than the values of all devices with commas between: it is called with
-    those, and returns what the process gets.
+    those, and returns what the process gets. For a process that is to use no device they are empty, or missing where no
+    device was seen yet: what it returns then must hide all.
     """
     return lambda enumerate_devices: DriverFactory(device_class, enumerate_devices, options, environment)
 
@@ -121,9 +120,8 @@ class DeviceDriver(ExternalResourceDriver):
         self._grants = Grants(Coordination(path, device_class, pause=self._pause))
         self.coordination_file = path if options.enable_coordination_mode else None
         self.wait = options.wait
-        self._all: list[Device] = []
-        self._now: Mapping[str, Device] = {}
-        self._seen = 0.0
+        self._listing: Listing | None = None
+        self._until = 0.0
         self._told = False
 
     def retrieve_resource_info(self, amount: int) -> set[ExternalResourceInfo]:
@@ -131,11 +129,15 @@ class DeviceDriver(ExternalResourceDriver):
         if amount < 1:
             raise ConfigurationError(f"the amount must be a positive integer, not {amount}")
         deadline = time.monotonic() + self._options.timeout
-        self._all = devices = self._enumerated(deadline)
         coordinated = self._options.enable_coordination_mode
-        if not (coordinated and self._options.wait):  # what is not usable now may be so once its owner is gone
-            devices = _usable(self._class, devices, amount)
-        chosen = self._claim(devices, amount, deadline) if coordinated else first(devices, (), amount, self._all)
+        waits = coordinated and self._options.wait > 0
+        self._listing = listing = Listing(self._class, self._enumerated, deadline, waits=waits)
+        devices = listing.claimable(amount)
+        chosen = (
+            self._claim(listing, devices, amount, deadline)
+            if coordinated
+            else first(devices, (), amount, listing.devices)
+        )
         return {info_of(device) for device in chosen}
 
     def devices(self) -> list[ExternalResourceInfo]:
@@ -145,9 +147,11 @@ class DeviceDriver(ExternalResourceDriver):
     def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
         """Return the variables for a process that uses exactly these devices, in the order of their indices.
 
-        PluginError if there are none: such a process could not tell which devices are its own.
+        For a process that is to use none they are empty, as far as it is known which ones the devices have. PluginError
+        if a device has none: such a process could not tell which devices are its own.
         """
-        found: dict[str, list[str]] = {}
+        seen = [] if infos or self._listing is None else self._listing.devices
+        found: dict[str, list[str]] = {name: [] for device in seen for name in device.environment}
         for info in order(infos):
             variables = info.environment if isinstance(info, DeviceInfo) else {}
             if not variables:
@@ -168,32 +172,19 @@ class DeviceDriver(ExternalResourceDriver):
     def keep_over_exec(self) -> Collection[str]:
         return self._grants.keep_over_exec()
 
-    def _claim(self, devices: Sequence[Device], amount: int, deadline: float) -> Sequence[Device]:
-        self._see(devices)
+    def _claim(self, listing: Listing, devices: Sequence[Device], amount: int, deadline: float) -> Sequence[Device]:
         self._told = False
+        self._until = deadline + self._options.wait
         return self._grants.claim(
             devices,
             amount,
             marked=self.marked,
-            choose=self._choose,
-            suits=self._suits,
+            choose=listing.choose,
+            suits=listing.suits,
             deadline=deadline,
             wait=self._options.wait,
-            among=self._all,
+            among=listing.devices,
         )
-
-    def _choose(self, free: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
-        suitable = [device for device in free if self._suits(device)]
-        if len(suitable) < amount:
-            now = [self._now.get(device.index, device) for device in free]
-            raise NotEnoughDevicesError(
-                f"{amount} wanted, {len(suitable)} of {len(free)} free ones are usable ({_reasons(self._class, now)})"
-            )
-        return first(suitable, claims, amount, self._all)
-
-    def _suits(self, device: Device) -> bool:
-        now = self._now.get(device.index)
-        return now is not None and now.unusable is None
 
     def _pause(self, seconds: float, reason: str) -> None:
         """Wait, say once for whom, and see what has become of the devices meanwhile."""
@@ -203,14 +194,9 @@ class DeviceDriver(ExternalResourceDriver):
             self._told = True
             warn(f"waiting for {self._class}: {reason}")
         time.sleep(seconds)
-        if time.monotonic() - self._seen > _FRESH:
-            found, known = self._enumerated(time.monotonic() + self._options.timeout), {d.index for d in self._all}
-            self._all += [device for device in found if device.index not in known]
-            self._see(found)
-
-    def _see(self, devices: Sequence[Device]) -> None:
-        self._now = {device.index: device for device in devices}
-        self._seen = time.monotonic()
+        if self._listing is not None:
+            deadline = min(self._until, time.monotonic() + self._options.timeout)
+            self._listing.look_again(deadline, is_first=self._grants.coordination.is_first)
 
     def _enumerated(self, deadline: float) -> list[Device]:
         own = deadline - (1 - _OWN_SHARE) * self._options.timeout
@@ -225,7 +211,20 @@ class DeviceDriver(ExternalResourceDriver):
                 if name in names:
                     raise DiscoveryError(f"the {self._class} driver enumerated two devices called {name!r}")
                 names.add(name)
+        self._check_environments(found)
         return found
+
+    def _check_environments(self, found: Iterable[Device]) -> None:
+        """Raise DiscoveryError for two devices that one process would be told of by one and the same environment."""
+        known: dict[frozenset[tuple[str, str]], Device] = {}
+        for device in found:
+            other = known.setdefault(frozenset(device.environment.items()), device)
+            if other is not device and device.environment:
+                raise DiscoveryError(
+                    f"the {self._class} driver enumerated {other.index!r} and {device.index!r} with the same "
+                    f"environment ({', '.join(map('='.join, device.environment.items()))}): a process could not tell "
+                    "which of the two is its own"
+                )
 
 
 def _default_file(device_class: str) -> str:
@@ -261,18 +260,3 @@ def _within(deadline: float, enumerate_devices: Callable[[], list[Device]], devi
             "option timeout"
         )
     return found[0]
-
-
-def _usable(device_class: str, devices: Sequence[Device], amount: int) -> list[Device]:
-    usable = [device for device in devices if device.unusable is None]
-    if amount > len(devices):
-        raise too_few(amount, len(devices))
-    if amount > len(usable):
-        raise NotEnoughDevicesError(
-            f"{amount} wanted, only {len(usable)} of {len(devices)} are usable ({_reasons(device_class, devices)})"
-        )
-    return usable
-
-
-def _reasons(device_class: str, devices: Iterable[Device]) -> str:
-    return "; ".join(f"{device_class} {device.index}: {device.unusable}" for device in devices if device.unusable)

@@ -31,7 +31,12 @@ class Name(NamedTuple):
 
 
 def of_process(joined: Mapping[str, str]) -> dict[str, str]:
-    """Return the masks of a process that is to see just the devices in the first: the second counts inside it."""
+    """Return the masks of a process that is to see just the devices in the first: the second counts inside it.
+
+    Of no devices both are empty: the first hides all.
+    """
+    if not joined.get(ROCR):
+        return {**joined, ROCR: "", HIP: ""}
     count = joined[ROCR].count(",") + 1
     return {**joined, HIP: ",".join(map(str, range(count)))}
 

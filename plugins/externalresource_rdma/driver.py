@@ -12,6 +12,7 @@ from externalresource_rdma import adapters, pci, sysfs
 from externalresource_rdma.adapters import Adapter, Port
 
 _UCX, _NCCL = "UCX_NET_DEVICES", "NCCL_IB_HCA"
+_NO_PORT = "none"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ def variables(joined: Mapping[str, str]) -> dict[str, str]:
     UCX takes a list of DEVICE:PORT (docs.open-mpi.org, "InfiniBand / RoCE support"; docs.nvidia.com/doca, "DOCA UCX").
     NCCL takes the same list after one `=`: without that each entry would be a prefix, and mlx5_1 mean mlx5_10, too
     (docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html, NCCL_IB_HCA). RCCL reads NCCL's variable.
+    An empty list is no restriction for NCCL: a process that is to use no port is given a name that none has.
     """
+    joined = {**joined, _UCX: joined.get(_UCX) or _NO_PORT}
     return {**joined, _NCCL: f"={joined[_UCX]}"}
 
 

@@ -58,9 +58,7 @@ class Options:
 
     @property
     def variable(self) -> str:
-        if self.environment_variable is not None:
-            return self.environment_variable
-        return re.sub(r"[^A-Z0-9]", "_", class_of(self.path, self.device_class).upper()) + "_DEVICES"
+        return variable_of(class_of(self.path, self.device_class), self.environment_variable)
 
 
 class ScriptDriverFactory:
@@ -78,7 +76,9 @@ class ScriptDriverFactory:
         device_class = class_of(options.get("discovery-script.path", ""), options.get("device-class"))
         if "discovery-script.timeout" in options:
             options = {"timeout": options["discovery-script.timeout"], **options}
-        return driver(device_class, Options)(enumerate_devices).create_external_resource_driver(options)
+        variable = variable_of(device_class, options.get("environment-variable"))
+        made = driver(device_class, Options, environment=lambda variables: variables or {variable: ""})
+        return made(enumerate_devices).create_external_resource_driver(options)
 
 
 def class_of(path: str, device_class: str | None) -> str:
@@ -91,6 +91,11 @@ def class_of(path: str, device_class: str | None) -> str:
             f"must be a letter, then at most 63 letters, digits and . _ -, not {device_class[:80]!r}"
         )
     return device_class
+
+
+def variable_of(device_class: str, variable: str | None) -> str:
+    """Return by which variable a process knows its devices, if the script does not say; `variable` if that is given."""
+    return re.sub(r"[^A-Z0-9]", "_", device_class.upper()) + "_DEVICES" if variable is None else variable
 
 
 def enumerate_devices(options: Options, *, deadline: float) -> list[Device]:

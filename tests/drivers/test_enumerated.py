@@ -269,10 +269,24 @@ def test_amount_of_devices_must_be_positive(amount: int, ledger: str) -> None:
         ([Device("")], "which is no Device with an index"),
         ([Device(0)], "which is no Device with an index"),  # type: ignore[arg-type] # that is the point
         (["0"], "the fpga driver enumerated '0', which is no Device with an index"),
+        (
+            [Device(index, environment={"FPGA": "/dev/fpga0", "BUS": "pci"}, unusable=None) for index in "01"],
+            "the fpga driver enumerated '0' and '1' with the same environment (FPGA=/dev/fpga0, BUS=pci): ",
+        ),
+        (
+            [Device("0", environment={"FPGA": "0"}, unusable="it failed over"), Device("1", environment={"FPGA": "0"})],
+            "the fpga driver enumerated '0' and '1' with the same environment (FPGA=0): ",
+        ),
     ],
 )
 def test_devices_that_nobody_can_tell_apart_are_refused(devices: Any, expected: str, ledger: str) -> None:
     assert expected in message(DiscoveryError, of(devices, ledger).devices)
+
+
+def test_devices_need_one_variable_that_differs_or_none_at_all(ledger: str) -> None:
+    flagged = [Device(index, environment={"FPGA": index, "FPGA_ORDER": "PCI"}) for index in "01"]
+    assert indices(of(flagged, ledger).devices()) == ["0", "1"]
+    assert indices(of([Device("0"), Device("1")], ledger).devices()) == ["0", "1"]
 
 
 def test_enumeration_that_fails_is_a_discovery_error_that_names_the_driver_and_the_cause(ledger: str) -> None:

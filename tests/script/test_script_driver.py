@@ -20,6 +20,8 @@ from externalresource_script.driver import ScriptDriverFactory, class_of
 
 ALLOWED = "must name a device by letters, digits and ._:/@+=#~- without blanks"
 
+NOT_TOLD = "a process could not tell which of the two is its own"
+
 Script = Callable[..., str]
 
 
@@ -219,8 +221,12 @@ def test_relative_path_is_looked_for_as_flink_does(
             """echo '{"index":0,"uuid":"a"}'; echo '{"index":1,"uuid":"a"}'""",
             "the fpga driver enumerated two devices called 'a'",
         ),
+        (
+            """echo '{"index":"a"}'; echo '{"index":"b","environment":{"FPGA_DEVICES":"a"}}'""",
+            f"the fpga driver enumerated 'a' and 'b' with the same environment (FPGA_DEVICES=a): {NOT_TOLD}",
+        ),
     ],
-    ids=["fails", "fails and says why", "killed", "nothing", "stderr only", "none", "twice", "binary", "much", "uuids"],
+    ids=["fails", "says why", "killed", "nothing", "stderr only", "none", "twice", "binary", "much", "uuids", "alike"],
 )
 def test_script_that_does_not_answer_is_told_in_one_line(script: Script, text: str, said: str) -> None:
     assert failure(script(text)) == said
