@@ -10,7 +10,7 @@ from externalresource.api import DeviceInfo, ExternalResourceDriver, ExternalRes
 from externalresource.coordination import Claim, Coordination, Holder, Process, identify
 from externalresource.errors import CoordinationError, DiscoveryError
 from externalresource_gpu.driver import environment
-from externalresource_gpu.script.options import ALIASES, DEFAULT_COORDINATION_FILE, variable
+from externalresource_gpu.script.options import ALIASES, DEFAULT_COORDINATION_FILE, check_blanks, variable
 
 _TOKEN = re.compile(r"[\w.:/-]*\d[\w.:/-]*")  # an index, a UUID, a bus id: a word without any digit names no device
 _TAKING_BACK = 0.5  # seconds for the lock to be free
@@ -124,6 +124,7 @@ def _coordination_file(words: Sequence[str], environment: Mapping[str, str]) -> 
     said = {"mode": environment.get(variable("enable-coordination-mode"), "false")}
     said["file"] = environment.get(variable("coordination-file"), DEFAULT_COORDINATION_FILE)
     for word, following in zip(words, [*words[1:], ""], strict=False):
+        check_blanks(word)
         name, equals, value = word.removeprefix("--").partition("=")
         if ALIASES.get(name, name) == "enable-coordination-mode":
             said["mode"] = value if equals else "true"
