@@ -4,10 +4,10 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from externalresource.flink.configuration import Written
+from externalresource.flink.configuration import GPU_FACTORY, Written
 from externalresource.flink.doctor import keys
 from externalresource.flink.doctor.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked
-from externalresource.flink.doctor.keys import GPU_FACTORY, OUR_SCRIPT, PATH, evidence, key, script_path, text
+from externalresource.flink.doctor.keys import OUR_SCRIPT, PATH, evidence, key, script_path, text
 
 _SERVICE = "META-INF/services/org.apache.flink.api.common.externalresource.ExternalResourceDriverFactory"
 _SHOWN = 5  # files of a folder

@@ -10,12 +10,11 @@ from itertools import chain, pairwise
 from externalresource.errors import nearest
 from externalresource.flink import configuration
 from externalresource.flink.config_files import Setting
-from externalresource.flink.configuration import Written
+from externalresource.flink.configuration import GPU_FACTORY, Written
 from externalresource.flink.doctor.findings import ERROR, WARNING, Finding
 
 Settings = Mapping[str, Setting]
 
-GPU_FACTORY = "org.apache.flink.externalresource.gpu.GPUDriverFactory"
 PATH, ARGS = "discovery-script.path", "discovery-script.args"
 DEFAULT_SCRIPT = "plugins/external-resource-gpu/nvidia-gpu-discovery.sh"
 OUR_SCRIPT = "nvidia-gpu-discovery"
