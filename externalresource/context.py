@@ -244,9 +244,11 @@ def _driver(resource: ResourceConfig, *, lenient: bool) -> ExternalResourceDrive
     if resource.driver_factory is None:  # scheduled by the engine, but nobody is told more
         return None
     from externalresource.drivers.loading import create_driver
+    from externalresource.flink.configuration import defaults
 
+    factory = resource.driver_factory
     try:
-        return create_driver(resource.driver_factory, resource.options)
+        return create_driver(factory, resource.options, defaults=defaults(factory))
     except ExternalResourceError as error:
         if not lenient:
             raise

@@ -76,7 +76,6 @@ external-resource:
     driver-factory.class: {factory}
     param:
       root: {boards}
-      enable-coordination-mode: true
       coordination-file: {fpgas}
       timeout: {timeout}
       wait: {wait}

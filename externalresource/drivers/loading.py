@@ -36,9 +36,13 @@ IMPORT_TIMEOUT = 60.0  # seconds until the log says that an import takes long, a
 
 
 def create_driver(
-    factory: str, options: Mapping[str, str], *, import_timeout: float = IMPORT_TIMEOUT
+    factory: str,
+    options: Mapping[str, str],
+    *,
+    defaults: Mapping[str, str] = MappingProxyType({}),
+    import_timeout: float = IMPORT_TIMEOUT,
 ) -> ExternalResourceDriver:
-    """Return the driver that a factory makes of these options.
+    """Return the driver that a factory makes of these options, and of the defaults that it says that it takes.
 
     `factory` is one of our names (`gpu`, or Flink's class name for it), the entry point of an installed plugin, or an
     import path (`package.module:Class`). A driver that is a plain object is adapted to ExternalResourceDriver. Raises
@@ -51,13 +55,21 @@ def create_driver(
         name, find = f"plugin {factory!r} (import path)", _finder(factory)
     else:
         name, find = _entry_point(factory)
-    create = hook(name, load(name, find, None if factory in OURS else import_timeout))
+    plugin = load(name, find, None if factory in OURS else import_timeout)
+    create = hook(name, plugin)
     try:
-        return _fitted(name, create(options=options))
+        return _fitted(name, create(options={**_taken(plugin, defaults), **options} if defaults else options))
     except (ExternalResourceError, KeyboardInterrupt):
         raise
     except BaseException as error:
         raise PluginError(f"{name} could not create a driver: {cause(error)}") from error
+
+
+def _taken(plugin: object, options: Mapping[str, str]) -> dict[str, str]:
+    """Return those of the options that a factory lists as its own."""
+    listed = getattr(plugin, "options", None)
+    names = [getattr(option, "name", None) for option in listed] if isinstance(listed, list | tuple) else []
+    return {name: value for name, value in options.items() if name in names}
 
 
 def _fitted(name: str, made: object) -> ExternalResourceDriver:

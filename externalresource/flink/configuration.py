@@ -19,6 +19,7 @@ from externalresource.flink.config_files import Setting
 
 _FAMILY, _LIST, _PREFIX = "external-resource", "external-resources", "external-resource."
 _NONE = "none"
+GPU_FACTORY = "org.apache.flink.externalresource.gpu.GPUDriverFactory"
 _AMOUNT, _FACTORY, _PARAM = "amount", "driver-factory.class", "param."
 _KUBERNETES, _YARN = "kubernetes.config-key", "yarn.config-key"
 _SUFFIXES = (_AMOUNT, _FACTORY, _KUBERNETES, _YARN)
@@ -72,6 +73,17 @@ def load(
     on without that resource or key. Raises ConfigurationError, whose message is one line that begins with the place.
     """
     return _load(source, overrides, warn if lenient else _refuse)
+
+
+def defaults(driver_factory: str) -> dict[str, str]:
+    """Return the options that a driver of this name gets where its resource does not set them, if it takes them.
+
+    Coordination is on. The GPU driver has Flink's default under each of its names, as one of them is Flink's class.
+    """
+    from externalresource.drivers.loading import OURS
+
+    is_flinks = OURS.get(driver_factory, driver_factory) == OURS[GPU_FACTORY]
+    return {} if is_flinks else {"enable-coordination-mode": "true"}
 
 
 def complaints(source: str, *, overrides: Iterable[str] = ()) -> list[tuple[str, bool]]:

@@ -113,8 +113,7 @@ class GPUDriver(ExternalResourceDriver):
 
     def _granted(self, options: Options) -> "tuple[Host, Sequence[Device], Process | None]":
         if not options.coordination:
-            host = self._host(options)
-            return host, host.choose(host.candidates(), [], options.amount), None
+            return self._named(options)
         deadline = time.monotonic() + options.timeout
         question = Question(options)
         question.start()
@@ -142,6 +141,15 @@ class GPUDriver(ExternalResourceDriver):
             wait=options.wait,
         )
         return host, granted, owner
+
+    def _named(self, options: Options) -> "tuple[Host, Sequence[Device], None]":
+        host = self._host(options)
+        chosen = host.choose(host.candidates(), [], options.amount)
+        if os.path.exists(options.coordination_file):
+            from externalresource_gpu.others import warn_of_others
+
+            warn_of_others(self._coordination(), chosen)
+        return host, chosen, None
 
     def _coordination(self) -> "Coordination":
         from externalresource.coordination import Coordination, flock

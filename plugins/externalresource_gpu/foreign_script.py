@@ -6,11 +6,12 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from externalresource.api import DeviceInfo, ExternalResourceDriver, ExternalResourceInfo, run_script
+from externalresource.api import Device, DeviceInfo, ExternalResourceDriver, ExternalResourceInfo, run_script
 from externalresource.coordination import Claim, Coordination, Holder, Process, identify
 from externalresource.errors import CoordinationError, DiscoveryError
 from externalresource_gpu.driver import environment
-from externalresource_gpu.script.options import ALIASES, DEFAULT_COORDINATION_FILE, variable
+from externalresource_gpu.others import warn_of_others
+from externalresource_gpu.script.options import ALIASES, DEFAULT_COORDINATION_FILE, check_blanks, variable
 
 _TOKEN = re.compile(r"[\w.:/-]*\d[\w.:/-]*")  # an index, a UUID, a bus id: a word without any digit names no device
 _TAKING_BACK = 0.5  # seconds for the lock to be free
@@ -24,21 +25,26 @@ class ScriptDriver(ExternalResourceDriver):
 
     def __init__(self, script: str, words: Sequence[str], timeout: float) -> None:
         self._script, self._words, self._timeout = script, words, timeout
-        self.coordination_file = _coordination_file(words, os.environ)
+        file, is_told = _coordination(words, os.environ)
+        self.coordination_file = file if is_told and os.path.isabs(file) else None
         self._coordination = None if self.coordination_file is None else Coordination(self.coordination_file, "gpu")
+        self._file = file
         self._recorded: set[_Held] = set()
 
     def retrieve_resource_info(self, amount: int) -> set[ExternalResourceInfo]:
         """Return `amount` GPUs; DiscoveryError if the script fails, is late, or answers anything else."""
         before = self._held()
         try:
-            return {DeviceInfo({"index": token}) for token in tokens(self._answer(amount), amount)}
+            found = tokens(self._answer(amount), amount)
         except BaseException:
             with contextlib.suppress(CoordinationError):
                 self._give_back(self._held() - before, deadline=time.monotonic() + _TAKING_BACK)
             raise
         finally:
             self._recorded |= self._held() - before
+        if self._coordination is None and os.path.exists(self._file):
+            warn_of_others(Coordination(self._file, "gpu"), [Device(token) for token in found])
+        return {DeviceInfo({"index": token}) for token in found}
 
     def devices(self) -> Collection[ExternalResourceInfo]:
         raise DiscoveryError(f"{self._script} cannot list devices: only our own discovery script does")
@@ -119,17 +125,18 @@ def tokens(out: str, amount: int) -> list[str]:
     return found
 
 
-def _coordination_file(words: Sequence[str], environment: Mapping[str, str]) -> str | None:
-    """Return where a script that understands Flink's two options keeps its claims; None if it is to keep none."""
+def _coordination(words: Sequence[str], environment: Mapping[str, str]) -> tuple[str, bool]:
+    """Return where a script that understands Flink's two options would keep its claims, and whether it is to."""
     said = {"mode": environment.get(variable("enable-coordination-mode"), "false")}
     said["file"] = environment.get(variable("coordination-file"), DEFAULT_COORDINATION_FILE)
     for word, following in zip(words, [*words[1:], ""], strict=False):
+        check_blanks(word)
         name, equals, value = word.removeprefix("--").partition("=")
         if ALIASES.get(name, name) == "enable-coordination-mode":
             said["mode"] = value if equals else "true"
         elif name == "coordination-file":
             said["file"] = value if equals else following
-    return said["file"] if said["mode"] == "true" and os.path.isabs(said["file"]) else None
+    return said["file"], said["mode"] == "true"
 
 
 def _held(claim: Claim, holder: Holder) -> _Held:

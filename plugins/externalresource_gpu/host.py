@@ -76,7 +76,7 @@ class Host:
         return self._claimable
 
     def _add_what_appeared(self) -> None:
-        """Add devices at places where none was claimable, and no other one has gone."""
+        """Add devices at places where none would do: not another one at the place of one that is gone."""
         if self._claimable and not self._options.relative:
             self._claimable += [
                 device

@@ -9,20 +9,30 @@ from externalresource_gpu import backends
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Protocol
 
     from externalresource_gpu.choosing.topology import Links
     from externalresource_gpu.device import Device
     from externalresource_gpu.host import Host
     from externalresource_gpu.script.options import Options
 
+    class Create(Protocol):
+        """Makes a backend, as `backends.create` does."""
+
+        def __call__(
+            self, name: str, simulate: str | None, /, *, topology: bool, processes: bool
+        ) -> backends.Backend: ...
+
+
 _BREATH, _REST = 1.0, 5  # seconds between two looks for what has appeared; and at least so many times what a look takes
 
 
 class Question:
-    """What is asked of the backend, and by it of the driver."""
+    """What is asked of the backend that `create` makes, and by it of the driver."""
 
-    def __init__(self, options: "Options") -> None:
+    def __init__(self, options: "Options", create: "Create" = backends.create) -> None:
         self._options = options
+        self._create_backend = create
         self._next = time.monotonic() + _BREATH
         self._backend = self._create(
             topology=options.topology or (options.amount > 1 and options.policy == "connected")
@@ -76,7 +86,7 @@ class Question:
             return {}
 
     def _create(self, *, topology: bool) -> "backends.Backend":
-        return backends.create(
+        return self._create_backend(
             self._options.backend,
             self._options.simulate,
             topology=topology,

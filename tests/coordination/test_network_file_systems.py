@@ -1,6 +1,7 @@
 """A folder that other machines use, too, is refused: nothing is known here of their locks and processes."""
 
 import os
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -10,10 +11,9 @@ from externalresource.errors import CoordinationError
 from tests.support.claiming import (
     claim,
     error_of,
-    held,
     tokens,
 )
-from tests.support.processes import in_mounts, mount
+from tests.support.processes import in_child, in_mounts, mount
 
 MOUNTINFO = r"""
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/root rw
@@ -82,10 +82,21 @@ def test_folder_that_other_machines_use_is_refused_and_left_as_it_is(
     assert in_mounts(look) == (REASON, [], ["0"])
 
 
-def test_folder_is_looked_at_once_since_looking_costs(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim(path)
-    monkeypatch.setattr(lock, "network_file_system", lambda mountinfo, mount: "nfs")
-    assert tokens(claim(path)) == ["1"]
-    os.unlink(f"{path}.lock")
-    assert "it is on nfs" in error_of(CoordinationError, lambda: claim(path))
-    assert held(path) == ["0", "1"]
+def test_folder_is_looked_at_once_since_looking_costs(path: str) -> None:
+    looks: list[str] = []
+
+    def note(event: str, arguments: Sequence[object]) -> None:
+        if event == "open" and arguments[0] == "/proc/self/mountinfo":
+            looks.append(event)
+
+    def claims() -> list[int]:
+        sys.addaudithook(note)
+        seen = []
+        for remove in (False, False, True):
+            if remove:
+                os.unlink(f"{path}.lock")
+            claim(path)
+            seen.append(len(looks))
+        return seen
+
+    assert in_child(claims) == [1, 1, 2]

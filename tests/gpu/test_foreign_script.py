@@ -179,6 +179,20 @@ def test_somebodys_script_tells_its_devices_only_when_asked_for_them(script: Scr
     assert not ledger.exists()
 
 
+@pytest.mark.parametrize(
+    ("lost", "second"),
+    [
+        ("--coordination-file=/x--enable-coordination-mode", "enable-coordination-mode"),
+        ("--mine--coordination-file=/x", "coordination-file"),
+    ],
+)
+def test_word_that_has_another_option_in_it_is_not_given_to_somebodys_script(
+    script: Scripts, lost: str, second: str
+) -> None:
+    given = {"discovery-script.path": script(FLINKS), "discovery-script.args": lost}
+    assert refusal(given).startswith(f"the blank is missing before --{second} in {lost!r}: ")
+
+
 def test_who_holds_what_is_known_of_a_script_that_is_told_to_coordinate(script: Scripts, ledger: Path) -> None:
     ledger.touch()
     driver = foreign(script(FLINKS), args=f"--enable-coordination-mode --coordination-file {ledger}")

@@ -340,13 +340,10 @@ class Asked:
         return {}
 
 
-def test_driver_is_asked_again_only_for_what_matters_and_within_what_is_left(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_driver_is_asked_again_only_for_what_matters_and_within_what_is_left(tmp_path: Path) -> None:
     asked = Asked()
-    monkeypatch.setattr("externalresource_gpu.backends.create", asked.create)
     words = ["2", "--wait=9", "--foreign-use=exclude", f"--coordination-file={tmp_path}/gpus"]
-    question = Question(Options(words, {}))
+    question = Question(Options(words, {}), asked.create)
     host = question.host(4.0)
     question.look_again(host, 5.0)
     host.is_outdated = True

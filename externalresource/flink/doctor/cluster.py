@@ -19,10 +19,10 @@ from urllib.parse import quote, urlsplit
 from externalresource.coordination import above, pid_here
 from externalresource.errors import ConfigurationError, ExternalResourceError
 from externalresource.flink import task_manager
-from externalresource.flink.configuration import Written
+from externalresource.flink.configuration import GPU_FACTORY, Written
 from externalresource.flink.doctor.findings import WARNING, Finding, Looked, Note, NotLooked
 from externalresource.flink.doctor.host import ledger_of
-from externalresource.flink.doctor.keys import GPU_FACTORY, Settings, text
+from externalresource.flink.doctor.keys import Settings, text
 
 _PATIENCE = 5  # seconds for each answer
 _LARGEST = 4 << 20  # bytes of a log: discovery stands at its beginning

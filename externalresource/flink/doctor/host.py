@@ -16,11 +16,12 @@ from externalresource.drivers import (
     properties,
 )
 from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, PluginError, cause
+from externalresource.flink import configuration
 from externalresource.flink.config_files import Setting
-from externalresource.flink.configuration import Written
+from externalresource.flink.configuration import GPU_FACTORY, Written
 from externalresource.flink.doctor import keys
 from externalresource.flink.doctor.findings import WARNING, Finding, Looked, Note, NotLooked
-from externalresource.flink.doctor.keys import ARGS, GPU_FACTORY, OUR_SCRIPT, PATH, is_flinks, is_ours, text
+from externalresource.flink.doctor.keys import ARGS, OUR_SCRIPT, PATH, is_flinks, is_ours, text
 
 _GPU = "gpu"
 _FLINKS_FILE = "/var/tmp/flink-gpu-coordination"  # noqa: S108 - Flink's default
@@ -56,7 +57,8 @@ def driver(resource: Written) -> ExternalResourceDriver:
     is_flinks_driver = text(resource.driver_factory) == GPU_FACTORY  # which reads no other param
     names = [name for name in resource.params if (name == ARGS if is_flinks_driver else name != PATH)]
     options = {name: text(resource.params[name]) for name in names}
-    return create_driver(text(resource.driver_factory), options)
+    factory = text(resource.driver_factory)
+    return create_driver(factory, options, defaults=configuration.defaults(factory))
 
 
 def ledger_of(resource: Written) -> Ledger | None:

@@ -4,9 +4,10 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from externalresource.flink.configuration import Written
+from externalresource.flink.configuration import GPU_FACTORY, Written
+from externalresource.flink.doctor import keys
 from externalresource.flink.doctor.findings import ERROR, WARNING, Finding, Looked, Note, NotLooked
-from externalresource.flink.doctor.keys import ARGS, GPU_FACTORY, OUR_SCRIPT, PATH, evidence, key, script_path, text
+from externalresource.flink.doctor.keys import OUR_SCRIPT, PATH, evidence, key, script_path, text
 
 _SERVICE = "META-INF/services/org.apache.flink.api.common.externalresource.ExternalResourceDriverFactory"
 _SHOWN = 5  # files of a folder
@@ -97,15 +98,14 @@ def properties(environment: Mapping[str, str]) -> Iterator[Note]:
         return
     yield Looked("FLINK_PROPERTIES")
     for line in environment["FLINK_PROPERTIES"].splitlines():
-        name, _, value = (part.strip() for part in line.partition(": "))
-        if name.endswith(f".param.{ARGS}") and len(value.split()) > 1:
+        name, _, value = (part.strip() for part in line.partition(":"))
+        if ".param." in name and (len(value.split()) > 1 or keys.is_glued(value)):
             yield Finding(
                 "lost-blanks",
-                "Flink's Docker image removes all blanks from FLINK_PROPERTIES: these arguments become one word, which "
-                "no script knows",
+                "Flink's Docker image removes all blanks from FLINK_PROPERTIES: what should be several words is one, "
+                "which no script understands",
                 f"FLINK_PROPERTIES in the environment: {name}: {value}",
-                "write the configuration into a file that is mounted there, or give the options of "
-                f"{OUR_SCRIPT} in the environment: EXTERNALRESOURCE_GPU_ENABLE_COORDINATION_MODE=true, ...",
+                keys.WITHOUT_BLANKS,
             )
 
 

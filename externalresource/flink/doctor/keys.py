@@ -10,19 +10,24 @@ from itertools import chain, pairwise
 from externalresource.errors import nearest
 from externalresource.flink import configuration
 from externalresource.flink.config_files import Setting
-from externalresource.flink.configuration import Written
+from externalresource.flink.configuration import GPU_FACTORY, Written
 from externalresource.flink.doctor.findings import ERROR, WARNING, Finding
 
 Settings = Mapping[str, Setting]
 
-GPU_FACTORY = "org.apache.flink.externalresource.gpu.GPUDriverFactory"
 PATH, ARGS = "discovery-script.path", "discovery-script.args"
 DEFAULT_SCRIPT = "plugins/external-resource-gpu/nvidia-gpu-discovery.sh"
 OUR_SCRIPT = "nvidia-gpu-discovery"
 COORDINATE, COORDINATION_FILE = "--enable-coordination-mode", "--coordination-file"
 _STOCK_OPTIONS = (COORDINATE, COORDINATION_FILE)
+WITHOUT_BLANKS = (
+    f"write the configuration into a file that is mounted there, or use {OUR_SCRIPT} and its options in the "
+    "environment: EXTERNALRESOURCE_GPU_ENABLE_COORDINATION_MODE=true, EXTERNALRESOURCE_GPU_COORDINATION_FILE=/path"
+)
 _MISSPELT = "--enable-coordination"  # as Flink's documentation has it
-_GLUED = re.compile(r"--?[\w-]*[^\s=-]--[a-z]\S*|--coordination-file/\S*")
+_GLUED = re.compile(  # in the value of an option that we do not know two dashes may be right
+    r"--?[\w-]*[^\s=-]--[a-z]\S*|--coordination-file/\S*|\S+--(?:enable-coordination|coordination-file)\S*"
+)
 
 
 def text(setting: Setting | None) -> str:
@@ -76,6 +81,11 @@ def amount(resource: Written) -> int | None:
 def are_mangled(resource: Written) -> bool:
     """Return whether the arguments have lost their blanks or kept their quotes, so that our script refuses them."""
     return any(chain(_blanks(resource), _quotes(resource)))
+
+
+def is_glued(word: str) -> bool:
+    """Return whether a word looks like several that have lost the blanks between them."""
+    return bool(_GLUED.fullmatch(word))
 
 
 def asks_for_nothing(settings: Settings) -> bool:
@@ -162,7 +172,7 @@ def _flags(resource: Written) -> Iterator[Finding]:
     words = [] if is_ours(resource) else text(resource.params.get(ARGS)).split()
     unknown = [word for word in words if word.startswith("-") and word not in _STOCK_OPTIONS]
     for word in unknown:
-        if (word == _MISSPELT and COORDINATE in words) or _GLUED.fullmatch(word):  # of the glued _blanks() tells
+        if (word == _MISSPELT and COORDINATE in words) or is_glued(word):  # of the glued _blanks() tells
             continue
         if is_flinks(resource):
             consequence = "every TaskManager gets the same devices" if "coord" in word else "it does nothing"
@@ -183,15 +193,13 @@ def _flags(resource: Written) -> Iterator[Finding]:
 
 
 def _blanks(resource: Written) -> Iterator[Finding]:
-    glued = [word for word in text(resource.params.get(ARGS)).split() if _GLUED.fullmatch(word)]
+    glued = [word for word in text(resource.params.get(ARGS)).split() if is_glued(word)]
     if glued:
         yield Finding(
             "lost-blanks",
-            f"the arguments have lost their blanks, so that {glued[0]} is one option that no script knows",
+            f"the arguments have lost their blanks, so that {glued[0]} is one word that no script understands",
             args_evidence(resource),
-            "Flink's Docker image removes all blanks from FLINK_PROPERTIES: write the configuration into a file that "
-            f"is mounted there, or use {OUR_SCRIPT} and its options in the environment: "
-            "EXTERNALRESOURCE_GPU_ENABLE_COORDINATION_MODE=true, EXTERNALRESOURCE_GPU_COORDINATION_FILE=/path",
+            f"Flink's Docker image removes all blanks from FLINK_PROPERTIES: {WITHOUT_BLANKS}",
         )
 
 

@@ -190,6 +190,7 @@ def _from_words(words: "Sequence[str]", *, driver: bool) -> dict[str, str]:
     for word in rest:
         if word == "null":  # Flink passes it where no arguments are configured
             continue
+        check_blanks(word)
         if driver and word in ("-h", "--help"):
             raise _misplaced(word)
         if not word.startswith("--"):
@@ -207,7 +208,7 @@ def _from_words(words: "Sequence[str]", *, driver: bool) -> dict[str, str]:
         if driver and not option.driver:
             raise _misplaced(f"--{name}")
         if option.value:
-            given[option.name] = value if equals else _next(rest, option)
+            given[option.name] = value if equals else _next(rest, word, option)
         else:
             given[option.name] = value if equals else "true"
     return given
@@ -220,11 +221,33 @@ def _misplaced(option: str) -> ConfigurationError:
     )
 
 
-def _next(rest: "Iterator[str]", option: Declared) -> str:
+def _next(rest: "Iterator[str]", word: str, option: Declared) -> str:
     value = next(rest, "--")
     if value.startswith("--"):  # a forgotten value must not swallow --enable-coordination-mode
         raise ConfigurationError(f"option --{option.name} needs a value: {option.help}")
+    check_blanks(f"{word} {value}")
     return value
+
+
+def check_blanks(said: str) -> None:
+    """Raise ConfigurationError if a second option stands in an argument: it would be taken for a part of a path."""
+    if second := _second(said):
+        raise ConfigurationError(
+            f"the blank is missing before --{second} in {said!r}: write it there, or, where blanks get lost, as in "
+            f"FLINK_PROPERTIES of Flink's Docker image, set {_setting(second)} in the environment"
+        )
+
+
+def _second(said: str) -> str | None:
+    """Return the first option that stands in what was said of one."""
+    found = [(said.find(f"--{name}", 1), -len(name), name) for name in (*OPTIONS, *ALIASES)]
+    return min((each for each in found if each[0] > 0), default=(0, 0, None))[2]
+
+
+def _setting(name: str) -> str:
+    """Return what to type to give an option in the environment."""
+    option = OPTIONS[ALIASES.get(name, name)]
+    return f"{variable(option.name)}={option.value or 'true'}"
 
 
 def _from_environment(environment: "Mapping[str, str]", *, driver: bool) -> dict[str, str]:
@@ -235,6 +258,9 @@ def _from_environment(environment: "Mapping[str, str]", *, driver: bool) -> dict
         name = key[len(PREFIX) :].lower().replace("_", "-")
         name = ALIASES.get(name, name)
         option = OPTIONS.get(name)
+        said = f"{key}={value}"
+        if second := _second(said):
+            raise ConfigurationError(f"{said!r} has a second option in it, --{second}: set {_setting(second)} instead")
         if option is None and name != "amount":
             known = [variable(known) for known in (*OPTIONS, "amount")]
             shown = key if key.isprintable() else repr(key)

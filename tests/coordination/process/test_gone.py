@@ -47,6 +47,7 @@ def test_process_that_ended_by_itself_is_gone(living: subprocess.Popen[bytes]) -
     assert not lives(who)
 
 
+MISSING = 2**22 + 1  # a pid that no process ever has
 TICKS = 0.03  # seconds after which another process of the same pid has another start time
 
 
@@ -78,13 +79,19 @@ def test_pid_of_a_process_that_started_at_another_time_is_gone(ticks: int, livin
     assert not lives(replace(who, start_time=(who.start_time or 0) + ticks))
 
 
-@pytest.mark.parametrize(("now", "known"), [(6, False), (7, True), (8, False), (None, True)])
+@pytest.mark.parametrize("apart", [-1, 0, 1])
 def test_pid_that_was_used_again_within_one_tick_is_told_by_its_pidfd(
-    now: int | None, living: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, *, known: bool
+    apart: int, living: subprocess.Popen[bytes]
 ) -> None:
-    who = replace(identify(living.pid), pidfd_inode=7)
-    monkeypatch.setattr("externalresource.coordination.process._pidfd_inode", lambda pid: now)
-    assert lives(who) == known
+    who = identify(living.pid)
+    kernel_tells = who.pidfd_inode is not None
+    assert lives(replace(who, pidfd_inode=(who.pidfd_inode or 7) + apart)) == (apart == 0 or not kernel_tells)
+
+
+def test_process_whose_pidfd_is_not_to_be_had_may_be_the_one(living: subprocess.Popen[bytes]) -> None:
+    here, who, stat = observer(), identify(living.pid), process._stat(living.pid)
+    assert stat is not None
+    assert not process._recycled(replace(who, pid=MISSING, pidfd_inode=7), stat, here)
 
 
 @pytest.mark.parametrize(("apart", "known"), [(-1, True), (0, False), (1, True)])
@@ -99,7 +106,7 @@ def test_pidfds_that_share_an_inode_tell_no_processes_apart(
 
 
 def test_process_that_has_ended_has_no_pidfd() -> None:
-    assert process._pidfd_inode(2**22 + 1) is None
+    assert process._pidfd_inode(MISSING) is None
 
 
 @pytest.mark.parametrize("other", ["", "another", "zzzz"])  # before ours and behind it, too
@@ -171,18 +178,6 @@ def test_process_that_proc_hides_is_held() -> None:
         return hidden(replace(identify(child), start_time=1))
 
     assert in_namespaces(first, NEW_PIDS) == (True, False)
-
-
-def test_process_that_may_not_be_signalled_is_there(
-    living: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(pid: int, number: int) -> None:
-        raise PermissionError
-
-    who = identify(living.pid)
-    monkeypatch.setattr(os, "kill", refuse)
-    assert lives(who)
-    assert not lives(replace(who, start_time=1))
 
 
 def test_looking_at_a_process_does_not_signal_it() -> None:

@@ -146,13 +146,14 @@ def test_host_that_may_not_look_at_all_processes_holds(hidepid: int) -> None:
     assert in_namespaces(look, NEW_PIDS) == (False, True)
 
 
-def test_process_that_may_not_be_looked_at_may_be_the_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: str, mode: str) -> None:
-        raise PermissionError
+@pytest.mark.parametrize("hidepid", [1, 2])
+def test_process_that_may_not_be_looked_at_may_be_the_one(hidepid: int) -> None:
+    def look() -> tuple[bool, bool]:
+        mount("proc", "/proc", "proc", f"hidepid={hidepid}")
+        here, mine = host(), str(os.getpid())
+        return as_another_user(lambda: process._may_be(Process(7), mine, here)), process._may_be(Process(7), mine, here)
 
-    here = host()
-    monkeypatch.setattr("externalresource.coordination.process.open", refuse, raising=False)
-    assert process._may_be(Process(7), "7", here)
+    assert in_namespaces(look, NEW_PIDS) == (True, False)
 
 
 def test_process_of_the_host_is_none_of_a_container_though_the_pid_is_the_same() -> None:

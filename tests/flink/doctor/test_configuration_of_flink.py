@@ -78,19 +78,73 @@ def test_two_resources_on_a_standalone_cluster(host: Host) -> None:
     assert host.examine({"execution.target": "kubernetes-application"}).findings == []
 
 
-def test_blanks_lost_in_flink_properties(host: Host) -> None:
-    lost = "--enable-coordination-mode--coordination-file/x"
-    found = the(host.examine({ARGS: lost}), "lost-blanks")
+@pytest.mark.parametrize("script", ["ours", "flinks", "somebody's"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "--enable-coordination-mode--coordination-file/x",
+        "--enable-coordination-mode--coordination-file=/x",
+        "--coordination-file=/x--enable-coordination-mode",
+        "--coordination-file=/x--enable-coordination",
+        "--coordination-file /x--enable-coordination-mode",
+        "--timeout=4--enable-coordination-mode",
+        "--enable-coordination-mode --policy=pack--coordination-file=/x",
+        "--coordination-file/x",
+    ],
+)
+def test_blanks_lost_in_flink_properties(host: Host, lost: str, script: str) -> None:
+    others = {"flinks": host.folder / "plugins/gpu/nvidia-gpu-discovery.sh", "somebody's": host.folder / "gpus.sh"}
+    if path := others.get(script):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+        (path.parent / "a.jar").touch()
+        host.settings[PATH] = path
+    [found] = [found for found in host.examine({ARGS: lost}).findings if found.check == "lost-blanks"]
     assert found.evidence == f"{host.line(ARGS)}{ARGS}: {lost}"
     assert "FLINK_PROPERTIES" in found.remedy
     assert "EXTERNALRESOURCE_GPU_ENABLE_COORDINATION_MODE=true" in found.remedy
-    assert the(host.examine({ARGS: "--coordination-file/x"}), "lost-blanks").problem.endswith("no script knows")
+    assert found.problem.endswith("no script understands")
 
 
-def test_blanks_that_flinks_image_is_going_to_remove(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLINK_PROPERTIES", f"taskmanager.numberOfTaskSlots: 1\n{ARGS}: --wait 3 --timeout 5\n")
+def test_lost_blanks_are_told_once(host: Host) -> None:
+    the(host.examine({ARGS: "--coordination-file=/x--enable-coordination-mode"}), "lost-blanks")
+
+
+def test_blanks_lost_in_a_param(host: Host) -> None:
+    param = {"external-resource.gpu.param.coordination-file": "/x--enable-coordination-mode"}
+    report = host.examine({CLASS: "gpu", PATH: None, ARGS: None, **param})
+    [found] = [found for found in report.findings if found.check == "options"]
+    assert "the blank is missing before --enable-coordination-mode" in found.evidence
+
+
+def test_second_option_in_a_variable(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXTERNALRESOURCE_GPU_COORDINATION_FILE", "/x--enable-coordination-mode")
+    found = the(host.examine({ARGS: None}), "options")
+    assert "'EXTERNALRESOURCE_GPU_COORDINATION_FILE=/x--enable-coordination-mode' has a second option" in found.evidence
+    assert "set EXTERNALRESOURCE_GPU_ENABLE_COORDINATION_MODE=true" in found.evidence
+
+
+def test_value_with_two_dashes_may_be_right_to_somebody_elses_script(host: Host) -> None:
+    script = host.folder / "gpus.sh"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    assert host.examine({PATH: script, ARGS: "--filter=/a--b"}).findings == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{ARGS}: --wait 3 --timeout 5",
+        f"{ARGS}:--wait 3",
+        f"{ARGS}: --coordination-file=/x--enable-coordination-mode",
+        "external-resource.gpu.param.name: NVIDIA A100",
+    ],
+)
+def test_blanks_that_flinks_image_is_going_to_remove(host: Host, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    monkeypatch.setenv("FLINK_PROPERTIES", f"taskmanager.numberOfTaskSlots: 1\nexternal-resources: gpu\n{line}\n")
     found = the(host.examine(), "lost-blanks")
-    assert found.evidence == f"FLINK_PROPERTIES in the environment: {ARGS}: --wait 3 --timeout 5"
+    assert found.evidence == f"FLINK_PROPERTIES in the environment: {line.replace(':-', ': -')}"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import sys
 
 from externalresource.flink.doctor import examination
 from externalresource.flink.doctor.findings import WARNING
-from tests.support.flink.doctor import ARGS, PATH, Host, dead_pid, the
+from tests.support.flink.doctor import ARGS, CLASS, PATH, Host, dead_pid, the
 from tests.support.processes import NEW_PIDS, as_another_user, in_namespaces
 
 
@@ -90,3 +90,10 @@ def test_coordination_file_of_another_user(open_host: Host) -> None:
     [found] = [finding for finding in findings if finding.check == "coordination-file"]
     assert found.evidence == f"{open_host.ledger} belongs to uid 0 (mode 0644), this is uid 65534"
     assert "--coordination-file" in found.remedy
+
+
+def test_file_of_a_driver_that_coordinates_by_default_is_looked_at(host: Host) -> None:
+    file = f"{host.folder}/disks"
+    params = {"external-resource.gpu.param.coordination-file": file}
+    assert f"coordination file {file}" in host.examine({CLASS: "nvme", PATH: None, ARGS: None, **params}).looked
+    assert f"coordination file {file}" not in host.examine({CLASS: "gpu"}).looked

@@ -210,6 +210,38 @@ def test_option_without_its_value_is_refused(name: str) -> None:
     assert refusal("2", f"--{name}", "--enable-coordination-mode") == expected
 
 
+@pytest.mark.parametrize("name", [*OPTIONS, "enable-coordination"])
+@pytest.mark.parametrize("own", ["--coordination-file=/x", "--coordination-file /x", "--enable-coordination-mode"])
+def test_word_that_has_another_option_in_it_is_refused(name: str, own: str) -> None:
+    said = f"{own}--{name}"
+    known = {"enable-coordination": "enable-coordination-mode"}.get(name, name)
+    assert refusal("2", *said.split()) == (
+        f"the blank is missing before --{name} in {said!r}: write it there, or, where blanks get lost, as in "
+        f"FLINK_PROPERTIES of Flink's Docker image, set {variable(known)}={OPTIONS[known].value or 'true'} "
+        "in the environment"
+    )
+
+
+@pytest.mark.parametrize("more", ["--wait5", "--wait=5", "--wait=5--timeout=3", "--wait", "=true--wait5"])
+def test_what_follows_the_second_option_does_not_matter(more: str) -> None:
+    assert refusal("2", f"--enable-coordination-mode{more}").startswith("the blank is missing before --wait in ")
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_variable_that_has_another_option_in_it_is_refused(name: str) -> None:
+    value = f"{VALUES[name][0]}--enable-coordination-mode"
+    assert refusal("2", **{variable(name).removeprefix(PREFIX): value}) == (
+        f"'{variable(name)}={value}' has a second option in it, --enable-coordination-mode: set "
+        "EXTERNALRESOURCE_GPU_ENABLE_COORDINATION_MODE=true instead"
+    )
+
+
+@pytest.mark.parametrize("driver", [False, True])
+def test_lost_blank_is_refused_to_the_driver_as_to_the_script(*, driver: bool) -> None:
+    with pytest.raises(ConfigurationError, match=r"^the blank is missing before --enable-coordination-mode in "):
+        Options(["2", "--coordination-file", "/x--enable-coordination-mode"], {}, driver=driver)
+
+
 @pytest.mark.parametrize("value", ["1", "yes", "True", "", "on"])
 @pytest.mark.parametrize("name", FLAGS)
 def test_flag_is_true_or_false(name: str, value: str) -> None:
