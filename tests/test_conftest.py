@@ -4,11 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
+from coverage import CoverageData
 
 IGNORING = ("sh", "-c", "trap '' HUP INT QUIT TERM; exec \"$@\"", "sh")
+PYTEST = str(Path(sysconfig.get_path("scripts"), "pytest"))
+MEASURING = (sys.executable, "-m", "coverage", "run")
 
 
 def run(folder: Path, test: str, *before: str, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -17,7 +21,7 @@ def run(folder: Path, test: str, *before: str, **variables: str) -> "subprocess.
     (folder / "test_one.py").write_text(test, encoding="utf-8")
     ours = ("COVERAGE_", "EXTERNALRESOURCE_", "PYTEST_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | variables
-    words = [*before, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "1", f"--basetemp={folder}/base"]
+    words = [*before, PYTEST, "-p", "no:cacheprovider", f"--basetemp={folder}/base"]
     return subprocess.run(words, cwd=folder, env=environment, check=False, capture_output=True, text=True)
 
 
@@ -29,14 +33,43 @@ def test_signals():
     for number in 1, 2, 3, 15:
         assert subprocess.run(["sh", "-c", f"kill -{number} $$; sleep 60"]).returncode == -number
 """
-    done = run(tmp_path, code, *IGNORING)
+    done = run(tmp_path, code, *IGNORING, PYTEST_ADDOPTS="-n 1")
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
-    ("variable", "outcome"), [("CI", "1 skipped"), ("EXTERNALRESOURCE_NO_SKIPS", "1 failed")], ids=str
+    ("variable", "outcome"), [("CI", "2 skipped"), ("EXTERNALRESOURCE_NO_SKIPS", "1 failed, 1 skipped")], ids=str
 )
 def test_skip_is_a_failure_where_its_own_variable_says_so(variable: str, outcome: str, tmp_path: Path) -> None:
-    code = "import pytest\n\ndef test_skip():\n    pytest.skip('there is no strace')\n"
-    assert outcome in run(tmp_path, code, **{variable: "1"}).stdout
-    assert "1 skipped" in run(tmp_path, code.replace("\ndef", "\n@pytest.mark.gpu\ndef"), **{variable: "1"}).stdout
+    code = """
+import pytest
+
+def test_skip():
+    pytest.skip("there is no strace")
+
+@pytest.mark.gpu
+def test_skip_of_a_gpu():
+    pytest.skip("there is no GPU")
+"""
+    assert f" {outcome} in " in run(tmp_path, code, **{variable: "1"}).stdout
+
+
+def test_property_is_not_measured_and_what_follows_it_is(tmp_path: Path) -> None:
+    (tmp_path / "measured.py").write_text("def one():\n    return 1\n\ndef other():\n    return 2\n")
+    (tmp_path / ".coveragerc").write_text("[run]\ninclude = measured.py\n")
+    code = """
+import measured
+from hypothesis import given, strategies as st
+
+@given(st.booleans())
+def test_property(_):
+    assert measured.one() == 1
+
+def test_that_follows():
+    assert measured.other() == 2
+"""
+    done = run(tmp_path, code, *MEASURING, PYTHONPATH=str(tmp_path))
+    assert " 2 passed in " in done.stdout
+    lines = CoverageData(str(tmp_path / ".coverage"))
+    lines.read()
+    assert sorted(lines.lines(str(tmp_path / "measured.py")) or ()) == [1, 4, 5]
