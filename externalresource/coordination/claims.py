@@ -68,10 +68,9 @@ class Coordination:
         self.device_class = device_class
         self.in_container = in_container
         self.run = run
-        #: For `pause`: nobody who waits came before this process, as far as it knows.
-        self.is_first = False
+        self.is_first = False  # for `pause`: nobody who waits came before this process, as far as it knows
         self._lock = Lock(path, lock, run)
-        self.judge = Judge(path, device_class, gone)
+        self.judge = Judge(path, device_class, gone, lambda holder: self.heir(holder, seconds=_SETTLING))
         self._pause = pause
         self._runs = runs_around() if runs is None else runs
         self._life_locks: dict[str, LifeLock] = {}
@@ -163,7 +162,7 @@ class Coordination:
         """
         end = time.monotonic() + _SETTLING
         claims = [*map(self.judge.look(), self._read())]
-        while self._settles(end):
+        while self.judge.settles(end):
             claims = [*map(self.judge.look(), self._read())]
         return [claim for claim in claims if process is None or process in [each.process for each in claim.holders]]
 
@@ -206,12 +205,8 @@ class Coordination:
             except NeverEnoughError:
                 raise
             except NotEnoughDevicesError:
-                if not self._settles(end):
+                if not self.judge.settles(end):
                     raise
-
-    def _settles(self, end: float) -> bool:
-        """Find out who uses what was left, where watchers no longer do; return whether it is to be looked at again."""
-        return self.judge.settles(end, lambda holder: self.heir(holder, seconds=_SETTLING))
 
     def _claim_in_queue(self, request: Request, end: float, deadline: float) -> "list[Any]":
         """Claim under a place in the queue, which is kept by a lock and given up if this ends with an error."""
@@ -219,7 +214,7 @@ class Coordination:
         view = queue.View(self.path, life.name)
 
         def attempt(now: float) -> "list[Any]":
-            self._settles(now)
+            self.judge.settles(now)
             request.wholes.read_again()
             if view.placed:
                 self._look(request, view, life.name)

@@ -17,12 +17,22 @@ _BREATH = 0.01  # seconds between two looks at what watchers are about to tell
 
 
 class Judge:
-    """Judges the holders that one coordination file names."""
+    """Judges the holders that one coordination file names.
 
-    def __init__(self, path: str, device_class: str, gone: Callable[[Process, Observer], bool]) -> None:
+    `settle` finds out who uses what a holder has left, and writes that down, where no watchers do.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        device_class: str,
+        gone: Callable[[Process, Observer], bool],
+        settle: Callable[[Holder], object],
+    ) -> None:
         self._path = path
         self._class = device_class
         self._gone = gone
+        self._settle = settle
         #: Those that have ended, and may have left their devices to others, of whom is not known yet.
         self._unsettled: list[Holder] = []
 
@@ -67,7 +77,7 @@ class Judge:
             self._unsettled.append(holder)
         return False
 
-    def settles(self, end: float, settle: Callable[[Holder], object]) -> bool:
+    def settles(self, end: float) -> bool:
         """Settle those that were found unsettled; return whether to look again: until `end` for what watchers tell."""
         unsettled, self._unsettled = self._unsettled, []
         here, again = processes.observer(), False
@@ -76,7 +86,7 @@ class Judge:
                 again = again or time.monotonic() < end
             elif inside.is_its_user(holder.process, here):
                 try:
-                    settle(holder)
+                    self._settle(holder)
                     again = True
                 except CoordinationError:  # so it counts as held
                     pass

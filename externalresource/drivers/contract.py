@@ -124,8 +124,8 @@ class ExternalResourceDriverFactory:
 
         The options are the resource's own `external-resource.NAME.param.` keys without that prefix. Raise
         ConfigurationError for one that is unknown or has a wrong value. `externalresource.claim` and the command line
-        set some that mean the same for every driver: `enable-coordination-mode` (`true`; `runtime_context` sets it, too,
-        for a factory that lists it in `options`), `coordination-file` (a path), `simulate` (devices that are not
-        there), `timeout` and `wait` (seconds).
+        set some that mean the same for every driver: `enable-coordination-mode` (`true`; so does `runtime_context`, for
+        a factory that lists it in `options`), `coordination-file` (a path), `simulate` (devices that are not there),
+        `timeout` and `wait` (seconds).
         """
         raise NotImplementedError

@@ -89,7 +89,7 @@ def test_pid_that_was_used_again_within_one_tick_is_told_by_its_pidfd(
 
 
 def test_process_whose_pidfd_is_not_to_be_had_may_be_the_one(living: subprocess.Popen[bytes]) -> None:
-    here, who, stat = observer(), identify(living.pid), process._stat(living.pid)
+    here, who, stat = observer(), identify(living.pid), process.look_at(living.pid)
     assert stat is not None
     assert not process._recycled(replace(who, pid=MISSING, pidfd_inode=7), stat, here)
 
