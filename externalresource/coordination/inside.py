@@ -231,6 +231,8 @@ def _variable(pid: int) -> str | None:
         stat = processes.look_at(pid)
         if stat is None or processes.has_ended(pid, stat):
             raise ProcessLookupError(pid)
+        if stat.has_no_environment:
+            return ""
         time.sleep(_EXECUTES)
     return None
 

@@ -79,6 +79,8 @@ class Stat:
     parent: int
     #: It is a thread of the kernel itself.
     is_kernels: bool
+    #: It was started with an empty environment. Of one that is in the middle of an exec that is not known.
+    has_no_environment: bool
 
 
 def observer() -> Observer:
@@ -267,7 +269,9 @@ def look_at(pid: int) -> Stat | None:
     fields = tail.split()
     program = head.partition(b"(")[2].decode("utf-8", "replace")
     state, parent, flags = fields[0].decode(), int(fields[1]), int(fields[6])
-    return Stat(program, state, int(fields[17]), int(fields[19]), parent, bool(flags & _PF_KTHREAD))
+    starts, ends = fields[47:49]
+    is_empty = starts == ends != b"0"
+    return Stat(program, state, int(fields[17]), int(fields[19]), parent, bool(flags & _PF_KTHREAD), is_empty)
 
 
 def _pidfd_inode(pid: int) -> int | None:
