@@ -10,7 +10,7 @@ from externalresource.api import driver
 from externalresource_gpu.script.options import DEFAULT_COORDINATION_FILE
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -20,10 +20,27 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_into_a_page_lead_to_one_of_its_headings(page: Path) -> None:
+    targets = re.findall(r"\]\(([^):#]*\.md)?#([^)]+)\)", page.read_text())
+    assert [target for target in targets if target[1] not in anchors(page.parent / (target[0] or page.name))] == []
+
+
+def anchors(page: Path) -> list[str]:
+    """Return what the headings of a page go by, as GitHub does it: in small letters, with hyphens for blanks."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tests_that_are_named_exist(page: Path) -> None:
-    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    named = set(re.findall(r"`(test_\w+)`", page.read_text()))
-    assert [name for name in sorted(named) if f"def {name}(" not in tests] == []
+    paths = [*(ROOT / "tests").rglob("test_*.py")]
+    there = {path.name for path in paths}.union(*(re.findall(r"def (test_\w+)\(", path.read_text()) for path in paths))
+    named = set(re.findall(r"`(test_\w+(?:\.py)?)`", page.read_text()))
+    assert sorted(named - there) == []
+
+
+def test_guarantee_is_told_without_names_of_tests() -> None:
+    assert "test_" not in (ROOT / "docs" / "coordination.md").read_text()
 
 
 @pytest.mark.parametrize("suffix", ["", ".lock", ".queue", ".new", ".witness-0123456789abcdef"])

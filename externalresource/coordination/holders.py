@@ -144,7 +144,9 @@ def handed_on(claim: Claim, ended: Holder, user: Process) -> Claim:
     left_by = ended.left_by or {"pid": process.pid, "start_time": process.start_time, "program": process.program}
     held = tuple(
         [
-            replace(each, process=user, left_by=left_by) if each.grant == ended.grant and each.process != user else each
+            replace(each, process=replace(user, uid=process.uid), left_by=left_by)
+            if each.grant == ended.grant and each.process != user
+            else each
             for each in claim.holders
         ]
     )

@@ -4,6 +4,7 @@ A command of `run` may leave others behind that carry the mark of its grant. Whe
 watchers beside it, or, if somebody has killed both, by whoever may look into that user's processes.
 """
 
+import os
 import time
 from collections.abc import Callable, Collection
 
@@ -71,11 +72,12 @@ class Judge:
             return False
         if holder.marked and life_lock.nobody_is_left(self._path, lock):
             return True
-        if not life_lock.stands(self._path, lock) and not (holder.marked and processes.is_of_host(process)):
-            return True  # a container that is killed ends with its watchers and all that carried the mark in it
-        if holder.marked and judged:
+        stands = life_lock.stands(self._path, lock)
+        if holder.marked and judged and (stands or processes.is_of_host(process) or _may_look(process, here)):
             self._unsettled.append(holder)
-        return False
+            return False
+        # A container that is killed ends with its watchers and all that carried the mark in it.
+        return not stands and not (holder.marked and processes.is_of_host(process))
 
     def settles(self, end: float) -> bool:
         """Settle those that were found unsettled; return whether to look again: until `end` for what watchers tell."""
@@ -84,7 +86,7 @@ class Judge:
         for holder in {holder.grant: holder for holder in unsettled}.values():
             if life_lock.stands(self._path, holder.life_lock or "", missing=False):
                 again = again or time.monotonic() < end
-            elif inside.is_its_user(holder.process, here):
+            elif _may_look(holder.process, here):
                 try:
                     self._settle(holder)
                     again = True
@@ -98,4 +100,13 @@ class Judge:
         """Return who carries the mark of a holder that has ended; None if nobody does. See `inside.bearer`."""
         process, left_by = holder.process, holder.left_by or {}
         first = replace(process, start_time=left_by.get("start_time", process.start_time))
+        if process.pid_namespace != processes.observer().pid_namespace:  # and maybe of another user namespace
+            first = replace(first, uid=None)
         return inside.bearer(inside.mark(self._class, holder.grant or ""), first, above, seconds)
+
+
+def _may_look(process: Process, here: Observer) -> bool:
+    """Return whether this process may look for the mark: in a container's processes only root may."""
+    if process.pid_namespace != here.pid_namespace:
+        return os.getuid() == 0 and not here.in_container
+    return inside.is_its_user(process, here)

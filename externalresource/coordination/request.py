@@ -109,7 +109,7 @@ def bounded(request: Request, grants: frozenset[str], run: Sequence[tuple[Claim,
     owner = run[0][1]
     mine = matching.named(request.devices, [claim for claim, _ in run])
     part = "" if len(mine) == len(run) else f" ({len(mine)} of them visible and suitable)"
-    way_out = "; `env -u EXTERNALRESOURCE_RUN` steps out of it" if owner.left_by else ""
+    way_out = "; `env -u EXTERNALRESOURCE_RUN -u CUDA_VISIBLE_DEVICES` steps out of it" if owner.left_by else ""
     who = _who(owner, processes.observer())
     whole = printable(f"the {len(run)} that {who} has, inside of which this runs{way_out}{part}")
     if request.amount > len(mine):

@@ -98,4 +98,4 @@ def test_process_inside_of_a_run_whose_command_has_ended_is_told_how_to_step_out
         check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert inside_of_it.returncode == 125
-    assert "; `env -u EXTERNALRESOURCE_RUN` steps out of it" in inside_of_it.stderr
+    assert "; `env -u EXTERNALRESOURCE_RUN -u CUDA_VISIBLE_DEVICES` steps out of it" in inside_of_it.stderr

@@ -18,6 +18,7 @@ from tests.support.user_manager import user_manager
 PAGE = (Path(__file__).parents[2] / "docs" / "run.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 CONSOLE = [text for language, text in BLOCKS if language == "console"]
+WAITS, LEFT = [text for language, text in BLOCKS if language == "text"]
 FILES = {
     text.split("\n")[0].removeprefix("# "): text for language, text in BLOCKS if language in ("python", "make", "ini")
 }
@@ -111,7 +112,6 @@ def test_service_with_a_tmp_of_its_own_sees_no_common_file(manager: dict[str, st
 
 
 def test_waiting_is_told_as_the_page_shows(folder: Path, environment: dict[str, str]) -> None:
-    [shown] = [text for language, text in BLOCKS if language == "text"]
     script = """
     for _ in 1 2; do externalresource run gpu=1 -- python -c 'import time; time.sleep(600)' & done
     until [ "$(externalresource status | grep -c living)" = 2 ]; do :; done
@@ -119,9 +119,24 @@ def test_waiting_is_told_as_the_page_shows(folder: Path, environment: dict[str, 
     kill $(jobs -p)
     """
     said = run(folder, environment, script)
-    shape = re.escape(shown.strip()).replace("4711", r"\d+").replace("4712", r"\d+")
+    shape = re.escape(WAITS.strip()).replace("4711", r"\d+").replace("4712", r"\d+")
     shape = re.sub(r"2026\\-11\\-20T18:23:5.Z", r"\\S+", shape)
     assert re.match(f"{shape}\n", said)
+
+
+def test_what_a_command_left_is_told_as_the_page_shows(folder: Path, environment: dict[str, str]) -> None:
+    script = """
+    externalresource run gpu=1 -- sh -c 'sleep 600 >/dev/null 2>&1 & echo $! >left'
+    externalresource status
+    kill "$(cat left)"
+    """
+    said = re.sub(r"(sh \(pid \d+\) +)\S+", r"\1ann", run(folder, environment, script))
+    assert words(said) == words(LEFT)
+
+
+def words(table: str) -> list[list[str]]:
+    """Return the words of each line, without what differs from run to run: pids and times."""
+    return [re.sub(r"\d{4}-\S+Z|(?<=pid )\d+|(?<=^0) +\d+", " # ", line).split() for line in table.splitlines()]
 
 
 def test_breath_of_a_pool_is_the_one_that_is_named() -> None:
