@@ -1,8 +1,11 @@
 """A folder that other machines use, too, is refused: nothing is known here of their locks and processes."""
 
+import contextlib
 import os
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -50,34 +53,44 @@ def test_file_system_that_other_machines_use_is_told_by_its_mount(mounted: str, 
     assert lock.network_file_system(MOUNTINFO, mounted) == kind
 
 
-def mounted_over(path: str) -> Sequence[str]:
-    """Return two folders: on a file system of another machine, whatever its name says, and on none, which hides one."""
-    root = os.path.dirname(path)
-    for name in ("plain", "plain/deep", "a b\\040"):
-        os.mkdir(f"{root}/{name}")
-    mount("none", f"{root}/a b\\040", "tmpfs")
-    mount("none", f"{root}/plain/deep", "tmpfs")
-    mount("none", f"{root}/plain", "ramfs")  # which hides the one that lies deeper
-    os.mkdir(f"{root}/plain/deep")
-    return f"{root}/a b\\040", f"{root}/plain/deep"
+REMOTE = Path(__file__).parents[1] / "support" / "file_systems" / "remote.py"
+
+
+@contextlib.contextmanager
+def on_another_machine(folder: str) -> Iterator[None]:
+    """Mount what lies on another machine, and see to it that nobody asks for a change there."""
+    with subprocess.Popen([sys.executable, REMOTE, folder], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "mounted\n"
+        try:
+            yield
+        finally:
+            server.kill()
+        assert server.stdout.read() == ""
 
 
 REASON = (
-    "it is on tmpfs, which other machines may use, too, and nothing is known here of their locks and processes; "
+    "it is on fuse.sshfs, which other machines may use, too, and nothing is known here of their locks and processes; "
     "choose a file on a local file system"
 )
 
 
-def test_folder_that_other_machines_use_is_refused_and_left_as_it_is(
-    path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lock, "_NETWORK", {"tmpfs"})
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse, for a file system"
+)
+def test_folder_that_other_machines_use_is_refused_and_left_as_it_is(path: str) -> None:
+    root = os.path.dirname(path)
+    shared, local = f"{root}/a b\\040", f"{root}/plain/deep"
 
     def look() -> tuple[str, list[str], list[str]]:
-        shared, local = mounted_over(path)
-        message = error_of(CoordinationError, lambda: claim(f"{shared}/gpus"))
-        reason = message.removeprefix(f"cannot keep claims in {shared}: ")
-        return reason, os.listdir(shared), tokens(claim(f"{local}/gpus"))
+        for name in (shared, f"{root}/plain", local):
+            os.mkdir(name)
+        with on_another_machine(shared), on_another_machine(local):
+            mount("none", f"{root}/plain", "ramfs")  # which hides the one that lies deeper
+            os.mkdir(local)
+            message = error_of(CoordinationError, lambda: claim(f"{shared}/gpus"))
+            reason = message.removeprefix(f"cannot keep claims in {shared}: ")
+            return reason, os.listdir(shared), tokens(claim(f"{local}/gpus"))
 
     assert in_mounts(look) == (REASON, [], ["0"])
 

@@ -15,7 +15,7 @@ from externalresource_gpu.backends.stuck import DriverStuckError
 from externalresource_gpu.choosing.topology import Links
 from externalresource_gpu.device import Device
 
-SILENT = Path(__file__).parents[2] / "support" / "silent_file_system.py"
+SILENT = Path(__file__).parents[2] / "support" / "file_systems" / "silent.py"
 SCRIPT = [sys.executable, "-P", "-m", "externalresource_gpu.script.main", "1", "--backend=nvidia-smi"]
 
 HERE = os.stat("/proc/self/ns/pid").st_ino
