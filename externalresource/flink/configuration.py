@@ -78,12 +78,9 @@ def load(
 def defaults(driver_factory: str) -> dict[str, str]:
     """Return the options that a driver of this name gets where its resource does not set them, if it takes them.
 
-    Coordination is on. The GPU driver has Flink's default under each of its names, as one of them is Flink's class.
+    Coordination is on, but for Flink's own class: the same configuration must mean the same to Flink.
     """
-    from externalresource.drivers.loading import OURS
-
-    is_flinks = OURS.get(driver_factory, driver_factory) == OURS[GPU_FACTORY]
-    return {} if is_flinks else {"enable-coordination-mode": "true"}
+    return {} if driver_factory == GPU_FACTORY else {"enable-coordination-mode": "true"}
 
 
 def complaints(source: str, *, overrides: Iterable[str] = ()) -> list[tuple[str, bool]]:

@@ -28,21 +28,27 @@ def test_killing_one_watcher_frees_nothing(folder: Folder, started: Started, lef
     wait_until(lambda: not is_taken(asker, folder))
 
 
-@pytest.mark.parametrize("when", ["while the command runs", "when it has ended"])
+@pytest.mark.parametrize("place", ["host", pytest.param("container", marks=[contained, as_root])])
 def test_who_may_look_finds_what_was_left_where_both_watchers_were_killed(
-    folder: Folder, started: Started, left: Left, when: str
+    folder: Folder, started: Started, left: Left, place: str
 ) -> None:
     asker = started("host")
-    if when == "while the command runs":
-        command = asker.tell("run", *folder.run(), "--", "sh", "-c", "echo; exec sleep 600")
-        kill_watchers(folder)
-        asker.tell("end", command)
-        wait_until(lambda: not is_taken(asker, folder))
-        return
-    pid = left(asker)
+    pid = left(started(place))
     kill_watchers(folder)
     assert is_taken(asker, folder)
     end(pid)
+    wait_until(lambda: not is_taken(asker, folder))
+
+
+@pytest.mark.parametrize("place", ["host", pytest.param("container", marks=contained)])
+def test_command_whose_watchers_were_killed_frees_its_device_when_it_ends(
+    folder: Folder, started: Started, place: str
+) -> None:
+    where, asker = started(place), started("host")
+    command = where.tell("run", *folder.run(), "--", "sh", "-c", "echo; exec sleep 600")
+    kill_watchers(folder)
+    assert is_taken(asker, folder)
+    where.tell("end", command)
     wait_until(lambda: not is_taken(asker, folder))
 
 

@@ -21,7 +21,6 @@ from externalresource.api import Device, driver
 def boards():
     return [Device("0", "BOARD-0")]
 """
-FLINKS = [GPU_FACTORY, "gpu", "externalresource_gpu.driver:GPUDriverFactory"]
 HOLD = """
 import sys
 from externalresource import runtime_context
@@ -134,14 +133,21 @@ def test_a_strangers_driver_is_told_to_coordinate_if_it_lists_that_option(factor
     assert Listed.seen == [first, {"enable-coordination-mode": "false"}]
 
 
-@pytest.mark.parametrize("factory", FLINKS)
-def test_flinks_own_driver_coordinates_only_if_it_is_told_to_as_in_flink(
-    tmp_path: Path, holding: list["subprocess.Popen[str]"], factory: str
+@pytest.mark.parametrize(
+    ("factory", "said", "has"),
+    [
+        (GPU_FACTORY, {}, ["0", "0"]),
+        (GPU_FACTORY, {"enable_coordination_mode": "true"}, ["0", "1"]),
+        ("gpu", {}, ["0", "1"]),
+        ("gpu", {"enable_coordination_mode": "false"}, ["0", "0"]),
+        ("externalresource_gpu.driver:GPUDriverFactory", {}, ["0", "1"]),
+    ],
+)
+def test_only_flinks_own_class_coordinates_only_if_it_is_told_to_as_in_flink(
+    tmp_path: Path, holding: list["subprocess.Popen[str]"], factory: str, said: dict[str, str], has: list[str]
 ) -> None:
-    plain = resource(factory, simulate=2, coordination_file=tmp_path / "ledger")
-    assert [hold(holding, plain), hold(holding, plain)] == ["0", "0"]
-    told = resource(factory, simulate=2, coordination_file=tmp_path / "ledger", enable_coordination_mode="true")
-    assert [hold(holding, told), hold(holding, told)] == ["0", "1"]
+    config = resource(factory, simulate=2, coordination_file=tmp_path / "ledger", **said)
+    assert [hold(holding, config), hold(holding, config)] == has
 
 
 def told(caplog: pytest.LogCaptureFixture) -> str:
@@ -151,18 +157,18 @@ def told(caplog: pytest.LogCaptureFixture) -> str:
     return "".join(warnings)
 
 
-@pytest.mark.parametrize("factory", [*FLINKS, "a script"])
+@pytest.mark.parametrize("gpus", ["simulated", "found by a script"])
 def test_without_coordination_one_warning_tells_who_else_holds_the_devices(
-    tmp_path: Path, holding: list["subprocess.Popen[str]"], caplog: pytest.LogCaptureFixture, factory: str
+    tmp_path: Path, holding: list["subprocess.Popen[str]"], caplog: pytest.LogCaptureFixture, gpus: str
 ) -> None:
     (tmp_path / "gpus.sh").write_text("#!/bin/sh\necho 0,1,2\n")
     (tmp_path / "gpus.sh").chmod(0o755)
     ledger = tmp_path / "ledger"
     for _ in range(2):
         hold(holding, resource("gpu", simulate=4, coordination_file=ledger, enable_coordination_mode="true"))
-    plain = resource(FLINKS[0], discovery_script__path=tmp_path / "gpus.sh", coordination_file=ledger)
-    if factory != "a script":
-        plain = resource(factory, simulate=4, policy="first", coordination_file=ledger)
+    plain = resource(GPU_FACTORY, discovery_script__path=tmp_path / "gpus.sh", coordination_file=ledger)
+    if gpus == "simulated":
+        plain = resource(GPU_FACTORY, simulate=4, policy="first", coordination_file=ledger)
     with runtime_context(plain | {"external-resource.x.amount": "3"}) as context:
         assert len(context.get_external_resource_infos("x")) == 3
     owners = [f"pid {process.pid}, {Path(f'/proc/{process.pid}/comm').read_text().strip()}" for process in holding]
@@ -177,7 +183,7 @@ def test_a_part_of_what_another_process_holds_is_held_by_it(
 ) -> None:
     ledger = tmp_path / "ledger"
     ledger.write_text(f"0 {sleeper.pid}\n")  # as Flink's own script writes it
-    with runtime_context(resource("gpu", simulate="a100-mig", coordination_file=ledger)) as context:
+    with runtime_context(resource(GPU_FACTORY, simulate="a100-mig", coordination_file=ledger)) as context:
         [instance] = context.get_external_resource_infos("x")
     assert f"device {instance.get_property('index')} (pid {sleeper.pid}, sleep)" in told(caplog)
 
@@ -189,14 +195,16 @@ def test_what_has_a_part_that_another_process_holds_is_held_by_it(
     (tmp_path / "gpus.sh").chmod(0o755)
     ledger = tmp_path / "ledger"
     told_to = {"coordination_file": ledger, "enable_coordination_mode": "true"}
-    assert hold(holding, resource("gpu", simulate="a100-mig", **told_to)).startswith("MIG-")
-    runtime_context(resource("gpu", discovery_script__path=tmp_path / "gpus.sh", coordination_file=ledger)).close()
+    assert hold(holding, resource(GPU_FACTORY, simulate="a100-mig", **told_to)).startswith("MIG-")
+    runtime_context(
+        resource(GPU_FACTORY, discovery_script__path=tmp_path / "gpus.sh", coordination_file=ledger)
+    ).close()
     assert f"device 0 (pid {holding[0].pid}, " in told(caplog)
 
 
 def test_inside_of_a_run_the_devices_of_that_are_no_other_processs(tmp_path: Path) -> None:
     ledger = str(tmp_path / "ledger")
-    config = [f"{key}={value}" for key, value in resource("gpu", simulate=2, coordination_file=ledger).items()]
+    config = [f"{key}={value}" for key, value in resource(GPU_FACTORY, simulate=2, coordination_file=ledger).items()]
     run = [sys.executable, "-m", "externalresource", "run", "gpu=1", "--simulate=2", "--coordination-file", ledger]
     words = [*run, "--", "sh", "-c", '"$@"; true', "sh", sys.executable, "-c", HOLD, *config]
     done = subprocess.run(words, check=True, capture_output=True, text=True, input="")
@@ -207,17 +215,17 @@ def test_what_nobody_else_holds_is_given_without_a_warning(
     tmp_path: Path, holding: list["subprocess.Popen[str]"], caplog: pytest.LogCaptureFixture
 ) -> None:
     ledger = tmp_path / "ledger"
-    plain = resource("gpu", simulate=2, coordination_file=ledger)
+    plain = resource(GPU_FACTORY, simulate=2, coordination_file=ledger)
     own = {"enable_coordination_mode": "true", "coordination_file": ledger}
     runtime_context(plain).close()
-    with runtime_context(resource("gpu", simulate=1, **own)):
+    with runtime_context(resource(GPU_FACTORY, simulate=1, **own)):
         runtime_context(plain).close()  # it is this process that holds it
-    hold(holding, resource("gpu", simulate=2, **own))
-    hold(holding, resource("gpu", simulate=2, **own))
+    hold(holding, resource(GPU_FACTORY, simulate=2, **own))
+    hold(holding, resource(GPU_FACTORY, simulate=2, **own))
     holding[0].communicate("")
     runtime_context(plain).close()  # 0 was given back
     holding[1].communicate("")
-    hold(holding, resource("gpu", simulate=2, **own))
+    hold(holding, resource(GPU_FACTORY, simulate=2, **own))
     holding[2].kill()
     holding[2].communicate()
     runtime_context(plain).close()  # its line stands, and it does not live
