@@ -83,7 +83,8 @@ def test_a_configuration_is_read(folder: Path, text: str) -> None:
     (folder / "config.yaml").write_text(text)
     (resource,) = configuration.load(folder)
     assert (resource.name, resource.amount) == ("gpu", 1)
-    assert resource.options["discovery-script.args"] == "--enable-coordination-mode"
+    args = "--enable-coordination-mode" if resource.driver_factory == configuration.GPU_FACTORY else None
+    assert resource.options.get("discovery-script.args") == args
 
 
 def test_every_block_is_of_a_kind_that_is_tried() -> None:

@@ -6,7 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import ANN, BOB, Left, Started, as_root, call, column, end, is_taken, refusal, watchers
+from tests.cli.conftest import (
+    ANN,
+    BOB,
+    Left,
+    Started,
+    as_root,
+    call,
+    column,
+    contained,
+    end,
+    is_taken,
+    refusal,
+    watchers,
+)
 from tests.support.processes import wait_until
 from tests.support.taskmanager import COMMAND_LINE, Folder
 

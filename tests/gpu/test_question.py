@@ -252,10 +252,10 @@ def test_device_that_broke_while_it_was_waited_for_is_not_granted_until_it_works
         "gpu", 1, options={"simulate": str(script.machine), "coordination-file": str(script.ledger)}
     ):
         waiting = script.start("1", "--enable-coordination-mode", f"--wait={LONG}")
-        impatient = script.start("1", "--enable-coordination-mode", "--wait=4")
+        impatient = script.start("1", "--enable-coordination-mode", "--wait=9")
         assert eventually(script.waits)
-        time.sleep(2.1)  # for so long the first answer counts
         script.describe(LOST)
+        time.sleep(2.5)  # for two seconds an answer counts
     assert impatient.communicate(timeout=LONG)[1].startswith("nvidia-gpu-discovery: 1 wanted, 0 of 1 free")
     assert waiting.poll() is None
     script.describe(NOT_IN_USE)
@@ -291,12 +291,12 @@ def test_device_that_gave_way_to_another_while_it_was_waited_for_is_not_granted(
     with externalresource.claim(
         "gpu", 1, options={"simulate": str(script.machine), "coordination-file": str(script.ledger)}
     ):
-        waiting = script.start("1", "--enable-coordination-mode", "--wait=4")
+        waiting = script.start("1", "--enable-coordination-mode", "--wait=9")
         assert eventually(script.waits)
-        time.sleep(2.1)  # for so long the first answer counts
         script.describe(NOT_IN_USE.replace("GPU-a", "GPU-b"))
+        time.sleep(2.5)  # for two seconds an answer counts
     out, err = waiting.communicate(timeout=LONG)
-    assert (out, "(GPU 0: it is not there any more); waited 4 s" in err) == ("", True)
+    assert (out, "(GPU 0: it is not there any more); waited 9 s" in err) == ("", True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
