@@ -4,6 +4,7 @@ A process that lives on may be interrupted at any moment. So a claim is noted he
 nobody was told of is given back by whoever notices: the claim itself, the next one, `close`, or the end of this object.
 """
 
+import _thread
 import os
 import sys
 from collections.abc import Collection, Sequence
@@ -14,7 +15,7 @@ from externalresource.coordination.holders import Holder, new_grant
 from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.matching import Claimable
 from externalresource.coordination.process import identify
-from externalresource.errors import ExternalResourceError
+from externalresource.errors import CoordinationError, ExternalResourceError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ def watch_over_exec() -> None:
 
 
 class _Grant:
-    __slots__ = "devices", "holder", "is_lost", "life_lock"
+    __slots__ = "claiming", "devices", "holder", "is_lost", "life_lock"
 
-    def __init__(self, holder: Holder, life_lock: LifeLock | None) -> None:
+    def __init__(self, holder: Holder, life_lock: LifeLock | None, claiming: int) -> None:
         self.devices: Sequence[Claimable] = ()  # until they are claimed
         self.holder = holder
+        #: The thread that claims them, which alone may give back what it may get at any moment; None when it has them.
+        self.claiming: int | None = claiming
         #: A lock of this process, for those who cannot see its pid, or for its children.
         self.life_lock = life_lock
         #: Nobody has it, or wants it any more.
@@ -55,12 +58,17 @@ class Grants:
     def claim(
         self, devices: "Sequence[D]", amount: int, *, until_children_exit: bool = False, **request: "Any"
     ) -> "Sequence[D]":
-        """Claim devices for this process as `Coordination.claim` does, whose further arguments these take."""
+        """Claim devices for this process as `Coordination.claim` does, whose further arguments these take.
+
+        CoordinationError if another thread has closed this meanwhile.
+        """
         self._give_back_lost()
-        grant = self.coordination.run(lambda: self._noted(until_children_exit=until_children_exit))
+        thread = _thread.get_ident()
+        grant = self.coordination.run(lambda: self._noted(thread, until_children_exit=until_children_exit))
         try:
             claimed = self.coordination.claim(devices, amount, grant.holder, **request)
             grant.devices = tuple(claimed)  # the caller may do with his list what he likes
+            grant.claiming = None
         except ExternalResourceError:
             self._forget(grant)
             raise
@@ -68,6 +76,9 @@ class Grants:
             grant.is_lost = True  # first of all: this may be interrupted, too
             self._try_to_give_back()
             raise
+        if grant.is_lost:  # seen here, or `claiming` by who closes: one of the two writes first
+            self._give_back_lost()
+            raise CoordinationError("closed by another thread during this claim: what it got has been given back")
         return claimed
 
     @property
@@ -76,7 +87,10 @@ class Grants:
         return [device for grant in self._grants for device in grant.devices]
 
     def close(self) -> None:
-        """Give back exactly that. In a forked child nothing happens: there it belongs to the parent."""
+        """Give back exactly that; another thread that is claiming gives back what it gets, and raises.
+
+        In a forked child nothing happens: there it belongs to the parent.
+        """
         for grant in self._grants:
             grant.is_lost = True
         self._give_back_lost()
@@ -96,10 +110,11 @@ class Grants:
             return
         for grant in self._grants:
             grant.is_lost = grant.is_lost or not grant.devices
+            grant.claiming = None
         if any(grant.is_lost for grant in self._grants):
             self._try_to_give_back()
 
-    def _noted(self, *, until_children_exit: bool) -> _Grant:
+    def _noted(self, thread: int, *, until_children_exit: bool) -> _Grant:
         """Take note of a claim, with a lock that shows others that this process lives, if it needs one."""
         lock = None
         if until_children_exit or self.coordination.in_container():
@@ -112,7 +127,7 @@ class Grants:
                 lock.close()
             raise
         holder = Holder(itself, new_grant(), life_lock=name, until_children_exit=until_children_exit)
-        self._grants.append(_Grant(holder, lock))
+        self._grants.append(_Grant(holder, lock, thread))
         return self._grants[-1]
 
     def _try_to_give_back(self) -> None:
@@ -125,17 +140,22 @@ class Grants:
         lost = [grant for grant in self._grants if grant.is_lost]
         itself = identify(os.getpid()) if lost else None
         for grant in lost:
-            if grant.holder.process == itself:
+            if grant.holder.process != itself:  # the parent's, whose fork this is
+                self._strike_out(grant)
+            elif grant.claiming in (None, _thread.get_ident()):
                 self.coordination.release(None, grant.holder)
                 self._forget(grant)
-            elif grant in self._grants:  # the parent's, whose fork this is
-                self._grants.remove(grant)
 
     def _forget(self, grant: _Grant) -> None:
         def forget() -> None:
             if grant.life_lock is not None:
                 grant.life_lock.close()
-            if grant in self._grants:  # and not closed by another thread meanwhile
-                self._grants.remove(grant)
+            self._strike_out(grant)
 
         self.coordination.run(forget)
+
+    def _strike_out(self, grant: _Grant) -> None:
+        try:  # noqa: SIM105 - contextlib costs the driver a millisecond
+            self._grants.remove(grant)
+        except ValueError:  # another thread gave it back, too
+            pass

@@ -56,7 +56,7 @@ class Descriptors:
         while self.open:
             try:  # noqa: SIM105 - contextlib costs the discovery script a millisecond
                 os.close(self.open.pop())
-            except OSError:  # somebody else closed it, as one who becomes a daemon closes all
+            except (OSError, IndexError):  # closed by one who becomes a daemon and closes all, or by another thread
                 pass
 
 
