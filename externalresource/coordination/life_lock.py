@@ -64,7 +64,10 @@ class LifeLock:
             _kept.add(self)
 
     def post_apart(self, owner: Process) -> None:
-        """Have watchers hold the lock for this process itself, which as another program does so only if forks do."""
+        """Have watchers hold the lock for this process, whatever program it becomes.
+
+        That program inherits the lock only if its children are to hold it, too.
+        """
         from externalresource.coordination import watchers
 
         if self.descriptor is None:

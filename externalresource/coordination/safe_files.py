@@ -1,4 +1,4 @@
-"""Files in a folder that others may write: opened, made and replaced so that what was planted there harms nobody."""
+"""Open, make and replace files in a folder that others may write: what they put there does no harm."""
 
 import _thread
 import errno

@@ -56,7 +56,7 @@ def _user(uid: int | None) -> str | None:
 def may_strike(claim: Claim, holder: Holder, *, force: bool) -> bool:
     """Return True if the holder is dead, or the user insists and could end it as well; raise if not.
 
-    Who cannot be seen from a container cannot be told from one that is somebody else's to end.
+    From a container nobody ends a holder that cannot be seen there: it may be another user's.
     """
     if not holder.living:
         return True
@@ -78,7 +78,7 @@ def may_strike(claim: Claim, holder: Holder, *, force: bool) -> bool:
 
 def _may_signal(pid: int | None) -> bool:
     try:
-        os.kill(pid or 1, 0)  # of one that ended before those that inherited its lock: as if it were init's
+        os.kill(pid or 1, 0)  # it has ended, and of its children nobody knows the pids: ask as for init
     except PermissionError:
         return False
     except ProcessLookupError:

@@ -164,7 +164,7 @@ def in_container(user: int, function: Callable[[], R]) -> Callable[[], R]:
     return lambda: in_namespaces(by(user, function), NEW_PIDS)
 
 
-def test_users_in_containers_divide_the_devices_by_their_witnesses(stage: Stage, path: str) -> None:
+def test_users_in_containers_divide_the_devices_by_their_life_locks(stage: Stage, path: str) -> None:
     ready, tell = os.pipe()
     stay, leave = os.pipe()
 
