@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _MODE = 0o644  # of a new one: readable for all, whatever the umask, as there are no secrets in it
 _LARGEST = 16 << 20  # bytes; 1,024 devices take 0.3 MB
 _SHARING = (  # once none are held: the claims in one file do not count in another
-    "to share devices between users, once none are held, let all use one file in a folder that they may write and that "
-    "is not sticky (install -d -g GROUP -m 2770 FOLDER)"
+    "to share devices between users, once none are held, let all use one file in a new folder that they may write and "
+    "that is not sticky (install -d -g GROUP -m 2770 FOLDER)"
 )
 _ADVICE = {
     errno.ENOENT: "create its folder, or choose another file",
