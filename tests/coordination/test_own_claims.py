@@ -229,6 +229,19 @@ def test_driver_that_was_closed_while_it_claimed_can_claim_again(path: str) -> N
     assert held(path) == []
 
 
+def test_descriptor_that_another_thread_closes_at_this_moment_is_closed_once() -> None:
+    class TakenMeanwhile(list[int]):
+        def __bool__(self) -> bool:
+            there = len(self) > 0
+            self.clear()
+            return there
+
+    descriptors = Descriptors()
+    descriptors.open = TakenMeanwhile([UNUSED])
+    descriptors.close()
+    assert descriptors.open == []
+
+
 # Forks
 
 
