@@ -32,7 +32,7 @@ class RuntimeContext:
     """The devices of this process, by the name of their resource; a context manager that gives them back at its end."""
 
     def __init__(self, resources: Mapping[str, tuple[ExternalResourceDriver, int]], *, lenient: bool = False) -> None:
-        """Retrieve all in the order of `_in_turn`, or raise and hold none.
+        """Retrieve all in the order that `_ordered` gives them, or raise and hold none.
 
         `lenient` leaves out the resources that fail, as Flink does.
         """
@@ -43,7 +43,7 @@ class RuntimeContext:
         self._drivers: dict[str, ExternalResourceDriver] = {}
         _finish_interrupted()
         try:
-            for name, (driver, amount) in _in_turn(resources):
+            for name, (driver, amount) in _ordered(resources):
                 self._retrieve(name, driver, amount)
         except BaseException:
             _interrupted[self] = get_ident()  # first of all: this may be interrupted, too
@@ -256,7 +256,7 @@ def _driver(resource: ResourceConfig, *, lenient: bool) -> ExternalResourceDrive
         return None
 
 
-def _in_turn(
+def _ordered(
     resources: Mapping[str, tuple[ExternalResourceDriver, int]],
 ) -> list[tuple[str, tuple[ExternalResourceDriver, int]]]:
     """Return the resources in the order of their coordination files, which is the same for all processes.

@@ -64,7 +64,7 @@ def _user(uid: int | None) -> str | None:
 def may_strike(claim: Claim, holder: Holder, *, force: bool) -> bool:
     """Return True if the holder is dead, or the user insists and could end it as well; raise if not.
 
-    Who cannot be seen from a container cannot be told from one that is somebody else's to end.
+    From a container nobody ends a holder that cannot be seen there: it may be another user's.
     """
     if not holder.living:
         return True

@@ -36,7 +36,7 @@ def run(command: Sequence[str]) -> int:
     That is 128 and the number of the signal that ended it, if one did. OSError if it cannot be started.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would keep no statuses
-    started = _start(command)  # kept: it would take the child's end itself when it is no more
+    started = _start(command)  # kept: when it is collected, it reaps the child itself
     child = started.pid
     while True:
         came = signal.sigwaitinfo(signal.valid_signals())
@@ -62,7 +62,7 @@ def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
 
 
 def _reaped(child: int) -> int | None:
-    """Take the ends of all that has ended; return the child's, once it has."""
+    """Reap all that has ended; return the exit status of the child, once it is among them."""
     found = None
     try:
         while True:

@@ -63,7 +63,7 @@ class LifeLock:
             os.set_inheritable(self.descriptor, True)
 
     def post_apart(self, owner: Process, heir: "Heir | None" = None) -> None:
-        """Have watchers hold the lock for this process itself, which as another program need not, and for its heirs."""
+        """Have watchers hold the lock for this process, whatever program it becomes, and for its heirs."""
         from externalresource.coordination import watchers
 
         self._pass_on(lambda lock: self._watchers.extend(watchers.start_apart(owner, lock, self._path, heir)))

@@ -88,7 +88,7 @@ class _Job:
 
     def __init__(self, job: "Callable[[], Any]") -> None:
         self._job = job
-        self._turn, self._done = _thread.allocate_lock(), _thread.allocate_lock()
+        self._begun, self._done = _thread.allocate_lock(), _thread.allocate_lock()
         self._done.acquire()
         self._is_done = False
         self.result: Any = None
@@ -96,7 +96,7 @@ class _Job:
 
     def run(self) -> None:
         """Do the job, unless `end` was called before."""
-        if not self._turn.acquire(blocking=False):
+        if not self._begun.acquire(blocking=False):
             return
         itself = _thread.get_ident()
         _jobs.add(itself)
@@ -116,7 +116,7 @@ class _Job:
 
     def end(self) -> None:
         """Return when the job is done, or never will be begun; an interrupt does not shorten that."""
-        if self._turn.acquire(blocking=False):
+        if self._begun.acquire(blocking=False):
             return
         try:
             self.wait()

@@ -4,6 +4,7 @@ A process that lives on may be interrupted at any moment. So a claim is noted he
 nobody was told of is given back by whoever notices: the claim itself, the next one, `close`, or the end of this object.
 """
 
+import _thread
 import os
 import sys
 from collections.abc import Collection, Sequence
@@ -15,7 +16,7 @@ from externalresource.coordination.life_lock import LifeLock
 from externalresource.coordination.lock import flock, unshielded
 from externalresource.coordination.matching import Claimable
 from externalresource.coordination.process import identify
-from externalresource.errors import ExternalResourceError
+from externalresource.errors import CoordinationError, ExternalResourceError
 from externalresource.records import replace
 
 TYPE_CHECKING = False
@@ -52,11 +53,13 @@ def _heirs_of(coordination: Coordination, holder: Holder) -> "Heir":
 
 
 class _Grant:
-    __slots__ = "devices", "holder", "is_lost", "life_lock"
+    __slots__ = "claiming", "devices", "holder", "is_lost", "life_lock"
 
-    def __init__(self, holder: Holder, life_lock: LifeLock | None) -> None:
+    def __init__(self, holder: Holder, life_lock: LifeLock | None, claiming: int) -> None:
         self.devices: Sequence[Claimable] = ()  # until they are claimed
         self.holder = holder
+        #: The thread that claims them, which alone may give back what it may get at any moment; None when it has them.
+        self.claiming: int | None = claiming
         #: A lock of this process, for those who cannot see its pid, or for its children.
         self.life_lock = life_lock
         #: Nobody has it, or wants it any more.
@@ -73,13 +76,16 @@ class Grants:
     def claim(self, devices: "Sequence[D]", amount: int, *, marked: bool = False, **request: "Any") -> "Sequence[D]":
         """Claim devices for this process as `Coordination.claim` does, whose further arguments these take.
 
-        If `marked`, also for whatever will carry the mark of this grant.
+        If `marked`, also for whatever will carry the mark of this grant. CoordinationError if another thread has closed
+        this meanwhile.
         """
         self._give_back_lost()
-        grant = self.coordination.run(lambda: self._noted(marked=marked))
+        thread = _thread.get_ident()
+        grant = self.coordination.run(lambda: self._noted(thread, marked=marked))
         try:
             claimed = self.coordination.claim(devices, amount, grant.holder, **request)
             grant.devices = tuple(claimed)  # the caller may do with his list what he likes
+            grant.claiming = None
         except ExternalResourceError:
             self._forget(grant)
             raise
@@ -87,6 +93,9 @@ class Grants:
             grant.is_lost = True  # first of all: this may be interrupted, too
             self._try_to_give_back()
             raise
+        if grant.is_lost:  # seen here, or `claiming` by who closes: one of the two writes first
+            self._give_back_lost()
+            raise CoordinationError("closed by another thread during this claim: what it got has been given back")
         return claimed
 
     @property
@@ -95,7 +104,10 @@ class Grants:
         return [device for grant in self._grants for device in grant.devices]
 
     def close(self) -> None:
-        """Give back exactly that. In a forked child nothing happens: there it belongs to the parent."""
+        """Give back exactly that; another thread that is claiming gives back what it gets, and raises.
+
+        In a forked child nothing happens: there it belongs to the parent.
+        """
         for grant in self._grants:
             grant.is_lost = True
         self._give_back_lost()
@@ -117,10 +129,11 @@ class Grants:
             return
         for grant in self._grants:
             grant.is_lost = grant.is_lost or not grant.devices
+            grant.claiming = None
         if any(grant.is_lost for grant in self._grants):
             self._try_to_give_back()
 
-    def _noted(self, *, marked: bool) -> _Grant:
+    def _noted(self, thread: int, *, marked: bool) -> _Grant:
         """Take note of a claim, with a lock that shows others that this process lives, if it needs one."""
         lock = None
         if marked or self.coordination.in_container():
@@ -133,7 +146,7 @@ class Grants:
                 lock.close()
             raise
         holder = Holder(itself, new_grant(), life_lock=name, marked=marked)
-        self._grants.append(_Grant(holder, lock))
+        self._grants.append(_Grant(holder, lock, thread))
         return self._grants[-1]
 
     def _try_to_give_back(self) -> None:
@@ -146,18 +159,23 @@ class Grants:
         lost = [grant for grant in self._grants if grant.is_lost]
         itself = identify(os.getpid()) if lost else None
         for grant in lost:
-            if grant.holder.process == itself:
+            if grant.holder.process != itself:  # the parent's, whose fork this is
+                self._strike_out(grant)
+            elif grant.claiming in (None, _thread.get_ident()):
                 self.coordination.release(None, grant.holder)
                 self._forget(grant)
-            elif grant in self._grants:  # the parent's, whose fork this is
-                self._grants.remove(grant)
 
     def _forget(self, grant: _Grant) -> None:
         def forget() -> None:
             if grant.life_lock is not None:
                 grant.life_lock.close()
             _kept.pop(grant.holder.grant or "", None)
-            if grant in self._grants:  # and not closed by another thread meanwhile
-                self._grants.remove(grant)
+            self._strike_out(grant)
 
         self.coordination.run(forget)
+
+    def _strike_out(self, grant: _Grant) -> None:
+        try:  # noqa: SIM105 - contextlib costs the driver a millisecond
+            self._grants.remove(grant)
+        except ValueError:  # another thread gave it back, too
+            pass

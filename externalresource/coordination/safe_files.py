@@ -1,4 +1,4 @@
-"""Files in a folder that others may write: opened, made and replaced so that what was planted there harms nobody."""
+"""Open, make and replace files in a folder that others may write: what they put there does no harm."""
 
 import _thread
 import errno
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _MODE = 0o644  # of a new one: readable for all, whatever the umask, as there are no secrets in it
 _LARGEST = 16 << 20  # bytes; 1,024 devices take 0.3 MB
 _SHARING = (  # once none are held: the claims in one file do not count in another
-    "to share devices between users, once none are held, let all use one file in a folder that they may write and that "
-    "is not sticky (install -d -g GROUP -m 2770 FOLDER)"
+    "to share devices between users, once none are held, let all use one file in a new folder that they may write and "
+    "that is not sticky (install -d -g GROUP -m 2770 FOLDER)"
 )
 _ADVICE = {
     errno.ENOENT: "create its folder, or choose another file",
@@ -54,7 +54,7 @@ class Descriptors:
         while self.open:
             try:  # noqa: SIM105 - contextlib costs the discovery script a millisecond
                 os.close(self.open.pop())
-            except OSError:  # somebody else closed it, as one who becomes a daemon closes all
+            except (OSError, IndexError):  # closed by one who becomes a daemon and closes all, or by another thread
                 pass
 
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -271,11 +271,17 @@ def test_command_of_run_as_pid_1_that_starts_run_waits_for_its_own_children_only
 
 
 @contextlib.contextmanager
-def run_as_pid_1(folder: Folder, *command: str, terminal: int | None = None) -> Iterator["subprocess.Popen[str]"]:
+def run_as_pid_1(
+    folder: Folder, *command: str, terminal: int | None = None, before: Sequence[str] = ()
+) -> Iterator["subprocess.Popen[str]"]:
     """Yield a container in which `run` is pid 1: in a session of its own, where it has a terminal."""
-    words = [*(ON_TERMINAL if terminal else ()), *unshare(), *COMMAND_LINE, *folder.run(), "--", *command]
+    words = [*(ON_TERMINAL if terminal else before), *unshare(), *COMMAND_LINE, *folder.run(), "--", *command]
     with subprocess.Popen(
-        words, stdin=terminal, stdout=subprocess.PIPE, text=True, start_new_session=terminal is not None
+        words,
+        stdin=terminal or subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=terminal is not None,
     ) as container:
         try:
             yield container
@@ -298,6 +304,18 @@ def test_run_as_pid_1_passes_on_each_signal_once(folder: Folder) -> None:
             assert line(container) == str(int(number))
         os.kill(first_child(container.pid), signal.SIGTERM)
         assert container.communicate()[0] == "15\n"
+        assert container.returncode == 7
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_run_as_pid_1_that_may_not_signal_its_command_waits_for_it_all_the_same(folder: Folder) -> None:
+    no_kill = ["setpriv", "--bounding-set=-kill"]
+    another_users = ["setpriv", "--reuid", str(NOBODY), "--clear-groups", "sh", "-c", "echo ready; read go; exit 7"]
+    with run_as_pid_1(folder, *another_users, before=no_kill) as container:
+        assert line(container) == "ready"
+        os.kill(first_child(container.pid), signal.SIGTERM)
+        os.kill(first_child(container.pid), signal.SIGUSR1)
+        assert container.communicate("go\n")[0] == ""
         assert container.returncode == 7
 
 

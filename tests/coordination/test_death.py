@@ -129,7 +129,7 @@ class Run:
         if pid == 0:
             _LIBC.prctl(_SET_PTRACER, _ANYBODY)
             os._exit = posix._exit  # coverage's would write a file
-            os.closerange(3, 256)  # a pipe that others wait for the end of, an owner's witness
+            os.closerange(3, 256)  # a pipe that others wait for the end of, an owner's life lock
             for descriptor in (1, 2):
                 os.dup2(os.open(self._answer, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
             os.kill(os.getpid(), signal.SIGSTOP)

@@ -60,14 +60,14 @@ def held(folder: Folder) -> Iterator[LifeLock]:
 
 
 def guards(container: TaskManager) -> list[int]:
-    """Return the witnesses beside an owner that is alone in its container."""
+    """Return the watchers beside an owner that is alone in its container."""
     return [pid for pid in container.processes() if pid != container.pid]
 
 
 # The lock
 
 
-def test_witness_stands_until_it_is_closed(folder: Folder) -> None:
+def test_life_lock_stands_until_it_is_closed(folder: Folder) -> None:
     lock = LifeLock(folder.file)
     assert stands(folder.file, lock.name)
     lock.close()
@@ -75,30 +75,30 @@ def test_witness_stands_until_it_is_closed(folder: Folder) -> None:
     assert folder.files() == []
 
 
-def test_witness_that_nobody_holds_does_not_stand(folder: Folder) -> None:
+def test_life_lock_that_nobody_holds_does_not_stand(folder: Folder) -> None:
     name = in_child(lambda: LifeLock(folder.file).name)  # which ends without closing it
     assert not stands(folder.file, name)
 
 
-def test_missing_witness_stands(folder: Folder) -> None:
+def test_missing_life_lock_stands(folder: Folder) -> None:
     assert stands(folder.file, "0123456789abcdef")
     assert not stands(folder.file, "0123456789abcdef", missing=False)
 
 
-def test_two_that_look_at_a_witness_do_not_take_each_other_for_its_holder(folder: Folder) -> None:
+def test_two_that_look_at_a_life_lock_do_not_take_each_other_for_its_holder(folder: Folder) -> None:
     name = in_child(lambda: LifeLock(folder.file).name)
     with open(folder.witnesses()[0]) as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         assert not stands(folder.file, name)
 
 
-def test_witness_is_never_the_same_and_records_nothing(folder: Folder, held: LifeLock) -> None:
+def test_life_lock_is_never_the_same_and_records_nothing(folder: Folder, held: LifeLock) -> None:
     with contextlib.closing(LifeLock(folder.file)) as other:
         assert other.name != held.name
     assert [path.read_bytes() for path in folder.witnesses()] == [b""]
 
 
-def test_witness_can_be_tried_by_all_users_whatever_the_umask(folder: Folder) -> None:
+def test_life_lock_can_be_tried_by_all_users_whatever_the_umask(folder: Folder) -> None:
     before = os.umask(0o077)
     try:
         with contextlib.closing(LifeLock(folder.file)):
@@ -117,7 +117,7 @@ PLANTED: dict[str, Callable[[str, str], None]] = {
 
 
 @pytest.mark.parametrize("what", PLANTED)
-def test_what_was_planted_in_the_place_of_a_witness_stands(folder: Folder, what: str) -> None:
+def test_what_was_planted_in_the_place_of_a_life_lock_stands(folder: Folder, what: str) -> None:
     (folder.path / "free").touch()
     PLANTED[what](str(folder.path / "free"), f"{folder.file}.witness-planted")
     assert stands(folder.file, "planted")
@@ -128,7 +128,7 @@ NO_NAMES = ["x/../victim", "../victim", "", ".", "a\0b", "\ud800", "ä", "x" * 5
 
 
 @pytest.mark.parametrize("name", NO_NAMES)
-def test_name_that_no_witness_has_stands_and_nothing_is_removed_by_it(folder: Folder, name: str) -> None:
+def test_name_that_no_life_lock_has_stands_and_nothing_is_removed_by_it(folder: Folder, name: str) -> None:
     (folder.path / "ledger.witness-x").mkdir()
     (folder.path / "ledger.witness-..").mkdir()
     (folder.path / "ledger.witness-").touch()
@@ -162,7 +162,7 @@ def test_fork_has_left_the_lock_and_its_close_does_nothing(folder: Folder, held:
 # Two processes beside an owner
 
 
-def test_witnesses_hold_for_their_owner_and_not_for_whoever_started_them(folder: Folder) -> None:
+def test_watchers_hold_for_their_owner_and_not_for_whoever_started_them(folder: Folder) -> None:
     with (
         subprocess.Popen(["sleep", "600"]) as beside,
         contextlib.closing(LifeLock(folder.file)) as lock,
@@ -176,14 +176,14 @@ def test_witnesses_hold_for_their_owner_and_not_for_whoever_started_them(folder:
 
 
 @contained
-def test_two_witnesses_stand_beside_an_owner_that_had_a_script_claim(folder: Folder, owner: TaskManager) -> None:
+def test_two_watchers_stand_beside_an_owner_that_had_a_script_claim(folder: Folder, owner: TaskManager) -> None:
     granted(owner.tell("script", *folder.script()))
     assert len(guards(owner)) == 2
     assert len(folder.witnesses()) == 1
 
 
 @contained
-def test_witnesses_keep_nothing_of_the_caller_open(folder: Folder, owner: TaskManager) -> None:
+def test_watchers_keep_nothing_of_the_caller_open(folder: Folder, owner: TaskManager) -> None:
     command = " ".join([*MODULE, *folder.script()])
     owner.tell("shell", f"exec 7<{__file__} 9>{folder.path}/open; flock 9; exec {command}")
     assert len(guards(owner)) == 2
@@ -196,7 +196,7 @@ def test_witnesses_keep_nothing_of_the_caller_open(folder: Folder, owner: TaskMa
 
 
 @contained
-def test_script_in_a_substitution_returns_though_its_witnesses_stay(folder: Folder, owner: TaskManager) -> None:
+def test_script_in_a_substitution_returns_though_its_watchers_stay(folder: Folder, owner: TaskManager) -> None:
     command = " ".join([*MODULE, *folder.script(), "--owner-pid", "1"])
     assert owner.tell("shell", f'device=$({command} 2>&1); echo "<$device>"') == "<0>\n"
     assert len(guards(owner)) == 2
@@ -204,7 +204,7 @@ def test_script_in_a_substitution_returns_though_its_witnesses_stay(folder: Fold
 
 @contained
 @pytest.mark.parametrize("which", [0, 1])
-def test_killing_one_witness_frees_nothing(folder: Folder, owner: TaskManager, asker: TaskManager, which: int) -> None:
+def test_killing_one_watcher_frees_nothing(folder: Folder, owner: TaskManager, asker: TaskManager, which: int) -> None:
     granted(owner.tell("script", *folder.script()))
     os.kill(guards(owner)[which], signal.SIGKILL)
     wait_until(lambda: len(guards(owner)) == 1)
@@ -214,7 +214,7 @@ def test_killing_one_witness_frees_nothing(folder: Folder, owner: TaskManager, a
 
 
 @contained
-def test_host_and_the_own_container_need_no_witness(folder: Folder, owner: TaskManager) -> None:
+def test_host_and_the_own_container_need_no_life_lock(folder: Folder, owner: TaskManager) -> None:
     granted(owner.tell("script", *folder.script()))
     for pid in guards(owner):
         os.kill(pid, signal.SIGKILL)
@@ -226,7 +226,7 @@ def test_host_and_the_own_container_need_no_witness(folder: Folder, owner: TaskM
 
 
 @contained
-def test_witnesses_outlast_every_signal_but_the_one_that_kills(
+def test_watchers_outlast_every_signal_but_the_one_that_kills(
     folder: Folder, owner: TaskManager, asker: TaskManager
 ) -> None:
     granted(owner.tell("script", *folder.script()))
@@ -241,7 +241,7 @@ def test_witnesses_outlast_every_signal_but_the_one_that_kills(
 
 
 @contained
-def test_witnesses_outlast_the_end_of_the_scripts_process_group(
+def test_watchers_outlast_the_end_of_the_scripts_process_group(
     folder: Folder, owner: TaskManager, asker: TaskManager
 ) -> None:
     script = owner.tell("overwhelmed_script", *folder.script())
@@ -254,7 +254,7 @@ def test_witnesses_outlast_the_end_of_the_scripts_process_group(
 
 
 @contained
-def test_missing_witness_file_holds_for_containers_and_not_for_the_host(
+def test_missing_file_of_a_life_lock_holds_for_containers_and_not_for_the_host(
     folder: Folder, owner: TaskManager, asker: TaskManager
 ) -> None:
     granted(owner.tell("script", *folder.script()))
@@ -265,7 +265,7 @@ def test_missing_witness_file_holds_for_containers_and_not_for_the_host(
 
 
 @contained
-def test_witnesses_end_when_the_claim_is_released_though_the_owner_lives(folder: Folder, owner: TaskManager) -> None:
+def test_watchers_end_when_the_claim_is_released_though_the_owner_lives(folder: Folder, owner: TaskManager) -> None:
     granted(owner.tell("script", *folder.script()))
     Coordination(folder.file, "gpu").drop(lambda _claim, _holder: True)
     assert folder.witnesses() == []
@@ -277,7 +277,7 @@ def test_scripts_that_are_refused_leave_no_zombies_to_an_owner_that_reaps_none(
     folder: Folder, owner: TaskManager, asker: TaskManager
 ) -> None:
     # As a JVM does: it waits for the children that it has started, and for no others.
-    Path(f"{folder.file}.new").mkdir()  # so that the claim fails when its witnesses stand
+    Path(f"{folder.file}.new").mkdir()  # so that the claim fails when its watchers stand
     assert owner.tell("script", *folder.script())[0] == 1
     assert guards(owner) == []
     assert owner.tell("shell", "ps -eo stat= | grep -c Z || true") == "0\n"
@@ -299,7 +299,7 @@ def claim_for_parent(path: str, processes: int) -> str:
 
 @contained
 @pytest.mark.parametrize("processes", [1, 2])
-def test_witness_that_cannot_be_started_is_an_error_and_grants_nothing(processes: int) -> None:
+def test_watcher_that_cannot_be_started_is_an_error_and_grants_nothing(processes: int) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     with tempfile.TemporaryDirectory() as path:
@@ -350,7 +350,7 @@ def test_next_claim_removes_what_those_left_who_were_killed_before_they_had_one(
     assert len(names) == 2
 
 
-def test_witness_that_is_just_made_is_not_taken_for_one_that_the_dead_left(folder: Folder) -> None:
+def test_life_lock_that_is_just_made_is_not_taken_for_one_that_the_dead_left(folder: Folder) -> None:
     sweeper = os.fork()
     if sweeper == 0:
         while True:

@@ -71,8 +71,11 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def state(pid: int) -> str:
-    """Return the letter by which /proc says what that process does: `Z` for one that has ended and is not reaped."""
-    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2][0]
+    """Return the letter by which /proc says what a process does, `Z` once it has ended; `gone` once it is reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(") ")[2][0]
+    except FileNotFoundError:
+        return "gone"
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -210,14 +210,14 @@ def _masks_and_order(
 
 
 def _foreign(path: str) -> Iterator[Finding]:
-    """Look whether this user may change the file: each script makes a new one beside it."""
+    """Look whether this user may read the file, and replace it: each script makes a new one beside it."""
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         problem = "the coordination file has no folder: no TaskManager gets a device"
         yield Finding("coordination-file", problem, f"{folder} is no folder", f"mkdir -p {folder}")
         return
-    for place in (path, f"{path}.lock", folder):
-        if os.path.lexists(place) and not os.access(place, os.W_OK):
+    for place in (folder, path, f"{path}.lock"):
+        if os.path.lexists(place) and not _may_use(place, folder, path):
             status = os.stat(place, follow_symlinks=False)
             yield Finding(
                 "coordination-file",
@@ -228,6 +228,15 @@ def _foreign(path: str) -> Iterator[Finding]:
                 "them may write and that is not sticky: --coordination-file /path",
             )
             return
+
+
+def _may_use(place: str, folder: str, path: str) -> bool:
+    """Return whether this user may do with the folder, the file in it and the lock beside that what a claim does."""
+    if not os.access(place, os.W_OK if place == folder else os.R_OK):
+        return False
+    status, user = os.stat(folder), os.geteuid()
+    is_sticky = place == path and status.st_mode & stat.S_ISVTX
+    return not is_sticky or user in (0, status.st_uid, os.stat(place, follow_symlinks=False).st_uid)
 
 
 def _dead(path: str, held: Collection[Claim]) -> Iterator[Finding]:

@@ -116,7 +116,7 @@ def test_folder_of_another_user_is_an_error_with_its_remedy(shared: Path) -> Non
     message = as_another_user(lambda: error_of(CoordinationError, lambda: ledger.write(path, [OTHER])))
     assert message == (
         f"cannot write {path}: Permission denied; to share devices between users, once none are held, let all use one "
-        "file in a folder that they may write and that is not sticky (install -d -g GROUP -m 2770 FOLDER)"
+        "file in a new folder that they may write and that is not sticky (install -d -g GROUP -m 2770 FOLDER)"
     )
     assert as_another_user(lambda: ledger.read(path)) == [CLAIM]
 

@@ -1,6 +1,7 @@
 """Who provably is no more. Of whoever else it is unknown: their devices are held."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from tests.support.processes import (
     as_another_user,
     end,
     end_fork,
+    in_child,
     in_namespaces,
     let_the_next_process_have,
     mount,
@@ -190,3 +192,15 @@ def test_looking_at_a_process_does_not_signal_it() -> None:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def test_process_that_nobody_can_look_at_for_want_of_descriptors_is_not_gone() -> None:
+    before_it = replace(identify(os.getpid()), start_time=1)
+    here = observer()
+    assert gone(before_it, here)
+
+    def without_descriptors() -> bool:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+        return gone(before_it, here)
+
+    assert not in_child(without_descriptors)

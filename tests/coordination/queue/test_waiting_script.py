@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,15 +33,7 @@ def test_script_waits_and_says_nothing_in_a_pipe(path: str, held: Asker) -> None
     assert leftovers(path) == set()
 
 
-@pytest.fixture(params=["SIGTERM", "SIGINT", "SIGHUP"])
-def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
-    """Yield a signal that is not ignored by what is started here, as it is under nohup and in a shell's background."""
-    number = signal.Signals[request.param]
-    before = signal.signal(number, lambda *_: None)
-    yield number
-    signal.signal(number, before)
-
-
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_ends_a_waiting_script_which_leaves_nothing(path: str, held: Asker, number: signal.Signals) -> None:
     with start_script(path) as process:
         process.send_signal(number)

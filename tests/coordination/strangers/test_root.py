@@ -193,6 +193,15 @@ def test_user_removes_the_life_lock_of_a_root_that_was_killed(anns: str, start: 
     assert name not in files(anns)
 
 
+def test_user_is_told_how_to_get_rid_of_what_a_killed_root_left_where_his_ledger_is_written(anns: str) -> None:
+    Path(f"{anns}.new").touch()
+    message = in_child(by(ANN, lambda: refusal(anns)))
+    assert message.startswith(f"cannot write {anns}.new: Operation not permitted; it belongs to root, ")
+    assert f" by: chown {ANN} {anns}.new; " in message
+    os.chown(f"{anns}.new", ANN, -1)
+    assert in_child(by(ANN, lambda: claim(anns))) == ["0"]
+
+
 def test_user_after_root_is_told_how_to_get_the_file_and_root_uses_it_afterwards_all_the_same(sticky: str) -> None:
     root = Running(lambda: claim(sticky))
     assert root.result() == ["0"]

@@ -25,7 +25,8 @@ Start = Callable[[Callable[[], object]], Running[object]]
 _CREATED = 0x100  # inotify(7)
 REFUSED = (
     "cannot write {}: Operation not permitted; it belongs to uid {}, and its folder is sticky; to share devices "
-    "between users, once none are held, let all use one file in a folder that they may write and that is not sticky "
+    "between users, once none are held, let all use one file in a new folder that they may write and that is not "
+    "sticky "
     "(install -d -g GROUP -m 2770 FOLDER)"
 )
 

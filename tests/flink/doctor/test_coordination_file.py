@@ -4,9 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from externalresource.flink.doctor import examination
-from externalresource.flink.doctor.findings import WARNING
+from externalresource.flink.doctor.findings import WARNING, Finding
 from tests.support.flink.doctor import ARGS, CLASS, PATH, Host, dead_pid, the
 from tests.support.processes import NEW_PIDS, as_another_user, in_namespaces
 
@@ -85,15 +86,34 @@ def test_relative_coordination_file_is_refused_by_our_script_and_not_looked_at_f
 
 def test_coordination_file_of_another_user(open_host: Host) -> None:
     open_host.ledger.touch(0o644)
-    open_host.write()
-    findings = as_another_user(lambda: examination.examine(str(open_host.config))).findings
-    [found] = [finding for finding in findings if finding.check == "coordination-file"]
-    assert found.evidence == f"{open_host.ledger} belongs to uid 0 (mode 0644), this is uid 65534"
+    [found] = of_another_user(open_host)
+    assert found.evidence == f"{open_host.folder} belongs to uid 0 (mode 0755), this is uid 65534"
     assert "--coordination-file" in found.remedy
+    open_host.folder.chmod(0o1777)
+    [found] = of_another_user(open_host)
+    assert found.evidence == f"{open_host.ledger} belongs to uid 0 (mode 0644), this is uid 65534"
+
+
+def test_coordination_file_of_another_user_that_all_may_replace_is_shared(open_host: Host) -> None:
+    open_host.folder.chmod(0o777)
+    for name in ("", ".lock"):
+        Path(f"{open_host.ledger}{name}").touch(0o644)
+    assert of_another_user(open_host) == []
+    open_host.ledger.chmod(0o600)
+    found, unreadable = of_another_user(open_host)
+    assert unreadable.evidence.startswith(f"cannot read {open_host.ledger}: Permission denied")
+    assert found.evidence == f"{open_host.ledger} belongs to uid 0 (mode 0600), this is uid 65534"
+
+
+def of_another_user(host: Host) -> list[Finding]:
+    """Return what another user is told of the coordination file."""
+    host.write()
+    findings = as_another_user(lambda: examination.examine(str(host.config))).findings
+    return [finding for finding in findings if finding.check == "coordination-file"]
 
 
 def test_file_of_a_driver_that_coordinates_by_default_is_looked_at(host: Host) -> None:
     file = f"{host.folder}/disks"
     params = {"external-resource.gpu.param.coordination-file": file}
     assert f"coordination file {file}" in host.examine({CLASS: "nvme", PATH: None, ARGS: None, **params}).looked
-    assert f"coordination file {file}" not in host.examine({CLASS: "gpu"}).looked
+    assert f"coordination file {file}" not in host.examine({ARGS: None}).looked

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from externalresource_gpu.backends.auto import Auto
 from externalresource_gpu.backends.stuck import DriverStuckError
 from externalresource_gpu.choosing.topology import Links
 from externalresource_gpu.device import Device
+from tests.support.processes import state, wait_until
 
 SILENT = Path(__file__).parents[2] / "support" / "file_systems" / "silent.py"
 SCRIPT = [sys.executable, "-P", "-m", "externalresource_gpu.script.main", "1", "--backend=nvidia-smi"]
@@ -23,13 +24,6 @@ HERE = os.stat("/proc/self/ns/pid").st_ino
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse, to hang in the kernel"
 )
-
-
-def eventually(condition: Callable[[], object]) -> bool:
-    end = time.monotonic() + 30
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return bool(condition())
 
 
 class Driver:
@@ -78,13 +72,6 @@ def driver(tmp_path: Path) -> Iterator[Driver]:
     hanging.let_go()
 
 
-def state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return "gone"
-
-
 @pytest.mark.parametrize("words", [(), ("--enable-coordination-mode",), ("--list",)])
 def test_driver_that_nothing_wakes_is_an_error_by_the_deadline_and_is_not_asked_again(
     words: tuple[str, ...], driver: Driver
@@ -107,7 +94,7 @@ def test_driver_that_lets_go_is_asked_again(driver: Driver) -> None:
     driver.ask("--timeout=1")
     [caller] = driver.callers()
     driver.let_go()
-    assert eventually(lambda: state(caller) in ("gone", "Z"))
+    wait_until(lambda: state(caller) in ("gone", "Z"))
     again = driver.ask("--timeout=20")  # of the file that cat cannot find now
     assert "nvidia-smi failed (exit 1)" in again.stderr
     assert len(driver.callers()) == 2
@@ -150,7 +137,7 @@ def test_what_names_no_killed_process_is_no_verdict(text: str, namespace: str, t
 def test_killed_process_that_waits_to_be_reaped_is_gone(tmp_path: Path) -> None:
     child = subprocess.Popen(["sleep", "60"])
     child.kill()
-    assert eventually(lambda: state(child.pid) == "Z")
+    wait_until(lambda: state(child.pid) == "Z")
     stuck.remember(str(tmp_path / "gpus"), child.pid)
     stuck.check(str(tmp_path / "gpus"))
     child.wait()

@@ -23,10 +23,6 @@ def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
         process.kill()
 
 
-@pytest.fixture(params=["SIGTERM", "SIGINT", "SIGHUP"])
-def number(request: pytest.FixtureRequest) -> Iterator[signal.Signals]:
-    """A signal that is not ignored by what is started here, as it is under nohup and in a shell's background."""
-    number = signal.Signals[request.param]
-    before = signal.signal(number, lambda *_: None)
-    yield number
-    signal.signal(number, before)
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def number(request: pytest.FixtureRequest) -> signal.Signals:
+    return signal.Signals(request.param)

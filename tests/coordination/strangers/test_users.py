@@ -164,7 +164,7 @@ def in_container(user: int, function: Callable[[], R]) -> Callable[[], R]:
     return lambda: in_namespaces(by(user, function), NEW_PIDS)
 
 
-def test_users_in_containers_divide_the_devices_by_their_witnesses(stage: Stage, path: str) -> None:
+def test_users_in_containers_divide_the_devices_by_their_life_locks(stage: Stage, path: str) -> None:
     ready, tell = os.pipe()
     stay, leave = os.pipe()
 
@@ -213,7 +213,8 @@ def test_user_outside_the_group_gets_an_error_that_names_the_set_up(stage: Stage
     message = in_child(by(STRANGER, lambda: refusal(lambda: claim(stage.path))))
     assert message == (
         f"cannot lock {stage.path}.lock: Permission denied; to share devices between users, once none are held, let "
-        "all use one file in a folder that they may write and that is not sticky (install -d -g GROUP -m 2770 FOLDER)"
+        "all use one file in a new folder that they may write and that is not sticky "
+        "(install -d -g GROUP -m 2770 FOLDER)"
     )
 
 
@@ -230,7 +231,8 @@ def test_file_in_a_sticky_folder_serves_one_user_and_the_next_one_is_told_the_se
     message = in_child(by(BOB, lambda: refusal(lambda: claim(stage.path))))
     assert message == (
         f"cannot write {stage.path}: Operation not permitted; it belongs to uid {ANN}, and its folder is sticky; to "
-        "share devices between users, once none are held, let all use one file in a folder that they may write and "
+        "share devices between users, once none are held, let all use one file in a new folder that they may write "
+        "and "
         "that is not sticky (install -d -g GROUP -m 2770 FOLDER)"
     )
     assert Path(stage.path).read_bytes() == before
