@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from _thread import get_ident
 from contextlib import ExitStack
 from itertools import pairwise
@@ -22,10 +23,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Set as AbstractSet
     from types import TracebackType
-    from typing import Self
+    from typing import Self, TypeVar
 
     from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo
     from externalresource.flink.configuration import ResourceConfig
+
+    T = TypeVar("T")
+
+_LONGEST = 10.0  # seconds for a driver to make the variables of a process
 
 
 class RuntimeContext:
@@ -103,8 +108,8 @@ class RuntimeContext:
         """
         if self not in _kept:
             _kept.append(self)
-        drivers = [driver for context in _kept for driver in context._drivers.values()]  # noqa: SLF001 - of this class
-        grants = [grant for driver in drivers for grant in driver.keep_over_exec()]
+        drivers = [each for context in _kept for each in context._drivers.items()]  # noqa: SLF001 - of this class
+        grants = [grant for name, driver in drivers for grant in _asked(name, functools.partial(_kept_by, driver))]
         if not grants:
             return {}
         from externalresource.coordination import run_variable
@@ -178,6 +183,9 @@ def _finish_interrupted(*, of_all_threads: bool = False) -> None:
                 context.close()
             except ExternalResourceError as error:
                 warn(str(error))
+            except SystemExit:
+                if not of_all_threads:  # this process ends anyway
+                    raise
 
 
 @functools.cache
@@ -296,24 +304,40 @@ def _file(driver: ExternalResourceDriver) -> tuple[int, ...]:
 
 
 def _retrieved(name: str, driver: ExternalResourceDriver, amount: int) -> frozenset[ExternalResourceInfo]:
+    infos = _asked(name, lambda: frozenset(driver.retrieve_resource_info(amount)))
+    if len(infos) != amount:
+        raise PluginError(f"the driver of {name!r} returned {len(infos)} devices, not the {amount} asked for")
+    return infos
+
+
+def _asked(name: str, ask: Callable[[], T]) -> T:
+    """Return what a driver answers in this thread: signals are handled there, and may end its wait."""
     try:
-        infos = frozenset(driver.retrieve_resource_info(amount))
+        return ask()
     except ExternalResourceError:
         raise
     except Exception as error:
         raise PluginError(f"the driver of {name!r} failed: {cause(error)}") from error
-    if len(infos) != amount:
-        raise PluginError(f"the driver of {name!r} returned {len(infos)} devices, not the {amount} asked for")
-    return infos
+
+
+def _kept_by(driver: ExternalResourceDriver) -> list[str]:
+    return [*driver.keep_over_exec()]
 
 
 def variables_of(
     name: str, driver: ExternalResourceDriver, infos: AbstractSet[ExternalResourceInfo]
 ) -> Mapping[str, str]:
     """Return the variables for a process that uses exactly these devices. PluginError if the driver cannot say."""
+    from externalresource.drivers.containment import answered, variables
     from externalresource.drivers.contract import NotOfferedError
 
+    whose = f"the environment of the driver of {name!r}"
     try:
-        return driver.environment(infos)
+        return answered(
+            lambda: variables(driver.environment(infos), whose),
+            time.monotonic() + _LONGEST,
+            failed=f"{whose} failed",
+            late=f"{whose} was not made",
+        )
     except NotOfferedError as error:
         raise PluginError(f"the driver of {name!r} sets no environment variables: {error}") from None

@@ -30,7 +30,7 @@ def asked(resource: str, question: Callable[..., _A], *arguments: object) -> _A:
         raise
     except ExternalResourceError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"the driver of {resource!r} failed: {cause(error)}") from error
 
 

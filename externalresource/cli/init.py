@@ -9,9 +9,10 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import NoReturn
+
+from externalresource.cli.run import EndedError
 
 _OF_THE_KERNEL = 0x80  # si_code of a signal that nobody sent: SI_KERNEL
 _OWN = {signal.SIGCHLD, signal.SIGTTIN, signal.SIGTTOU}
@@ -27,7 +28,7 @@ def end_when_asked() -> None:
 
 
 def _end(number: int, _frame: object) -> NoReturn:
-    sys.exit(_SIGNALLED + number)
+    raise EndedError(_SIGNALLED + number)
 
 
 def run(command: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ import click
 
 from externalresource.cli import arguments
 from externalresource.cli.terminal import Progress
-from externalresource.errors import ConfigurationError, ExternalResourceError
+from externalresource.errors import ConfigurationError, ExternalResourceError, cause
 
 if TYPE_CHECKING:
     from externalresource.context import RuntimeContext
@@ -30,6 +30,10 @@ class _NotExecutable(_RunFailed):
 
 class _NotFound(_RunFailed):
     exit_code = 127
+
+
+class EndedError(SystemExit):
+    """Somebody wants `run` to end: no driver has called sys.exit."""
 
 
 class _Run(click.Command):
@@ -75,13 +79,35 @@ def run(command: Sequence[str], /, resources: Sequence[str], *, free_at_exit: bo
 
         init.end_when_asked()
     try:
-        with printing_to_stderr():
-            context = _claimed(resources, arguments.options(given), marked=not free_at_exit)
-        with context:  # left by an error only: then the devices are given back
-            os.environ.update(context.environment() | context.keep_over_exec() | _KEEPS_ENVIRONMENT)
+        context, variables = _ready(resources, arguments.options(given), marked=not free_at_exit)
+        try:
+            os.environ.update(variables)
             _become(command)
+        except BaseException:
+            with printing_to_stderr():
+                context.close()
+            raise
     except ExternalResourceError as error:
         raise _RunFailed(str(error)) from None
+    except (click.ClickException, EndedError):
+        raise
+    except (Exception, SystemExit) as error:  # a driver's: the status is 125 all the same
+        raise _RunFailed(f"a driver failed: {cause(error)}") from error
+
+
+def _ready(
+    resources: Iterable[str], options: Mapping[str, str], *, marked: bool
+) -> "tuple[RuntimeContext, Mapping[str, str]]":
+    """Claim, and return the variables of the command, too. What drivers print on the way goes to stderr."""
+    from contextlib import ExitStack
+
+    from externalresource.drivers.containment import printing_to_stderr
+
+    with printing_to_stderr(), ExitStack() as undoing:
+        context = undoing.enter_context(_claimed(resources, options, marked=marked))
+        variables = context.environment() | context.keep_over_exec() | _KEEPS_ENVIRONMENT
+        undoing.pop_all()
+        return context, variables
 
 
 def _become(command: Sequence[str]) -> NoReturn:

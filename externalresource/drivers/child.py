@@ -21,7 +21,7 @@ _GRACE = 0.2  # seconds that a killed child has to be gone before it is left beh
 
 
 class Overdue(Exception):  # noqa: N818 - what happened, not an error of ours: the caller says what was overdue
-    """The child was still running at its deadline; its process group was killed."""
+    """The child was still running at its deadline; its process group was killed. The text says which, and when."""
 
     #: The child's pid if it is there nevertheless: it hangs in the kernel, and nothing ends it.
     survivor: int | None = None
@@ -31,6 +31,7 @@ class Child:
     """Runs `argv` in a process group of its own, from the moment of construction. OSError if it cannot be started."""
 
     def __init__(self, argv: "Sequence[str]", environment: "Mapping[str, str] | None" = None) -> None:
+        self._name, self._began = argv[0], time.monotonic()
         out, out_end = os.pipe()
         err, err_end = os.pipe()
         try:
@@ -68,6 +69,7 @@ class Child:
             self._drain(deadline)
         except Overdue as overdue:
             overdue.survivor = None if self.kill() else self._pid
+            overdue.args = (f"{self._name} did not end within {time.monotonic() - self._began:.3g} s and was killed",)
             raise
         except BaseException:
             self.kill()

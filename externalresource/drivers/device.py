@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from externalresource.drivers.containment import flaw
 from externalresource.drivers.infos import DeviceInfo
+
+_TEXTS = ("uuid", "unusable", "parent_uuid", "parent_token")
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device as a driver enumerates it. What is not known is left out."""
+    """One device as a driver enumerates it. What is not known is left out; TypeError for what is no text."""
 
     #: What operators know it by, and the coordination file if it has no UUID.
     index: str
@@ -24,6 +27,15 @@ class Device:
     #: The device that this is a part of, if it is one: the two exclude each other. That may be a part, too.
     parent_uuid: str | None = None
     parent_token: str | None = None
+
+    def __post_init__(self) -> None:
+        if wrong := flaw(self.environment):
+            raise TypeError(
+                f"Device {self.index!r}: the environment must be texts by the name of a variable, not {wrong}"
+            )
+        for name, value in {**self.properties, **{key: getattr(self, key) for key in _TEXTS}}.items():
+            if not isinstance(name, str) or not isinstance(value, str | None):
+                raise TypeError(f"Device {self.index!r}: {name} must be a text, not {value!r}")
 
     @property
     def token(self) -> str:

@@ -1,6 +1,5 @@
 """A driver made of a function that enumerates devices: all else is the same for every device, and stands here."""
 
-import _thread
 import inspect
 import os
 import time
@@ -12,6 +11,7 @@ from externalresource.coordination import Claim, Coordination, Holder, Process, 
 from externalresource.coordination.own_claims import Grants
 from externalresource.drivers import options as option_parser
 from externalresource.drivers.child import LONGEST
+from externalresource.drivers.containment import answered, variables
 from externalresource.drivers.contract import ExternalResourceDriver, ExternalResourceInfo, hookimpl
 from externalresource.drivers.device import Device, info_of
 from externalresource.drivers.infos import DeviceInfo, order
@@ -20,12 +20,11 @@ from externalresource.drivers.options import Option
 from externalresource.errors import (
     ConfigurationError,
     DiscoveryError,
-    ExternalResourceError,
     PluginError,
-    cause,
     warn,
 )
 
+_ADVICE = "; see its option timeout"
 _OWN_SHARE = 0.9  # of the time is for the enumeration itself: what it says then comes before our own verdict
 
 #: A driver's function; that of a DeviceDriver gets only the time when it must have given up.
@@ -100,8 +99,8 @@ def driver(
     argument. It may take its time, print nothing, and raise DiscoveryError if it cannot tell what is here. One with a
     parameter `deadline` is told when (of `time.monotonic`) it must have given up, which one that waits needs.
     `environment` is for variables that are more than the values of all devices with commas between: it is called with
-    those, and returns what the process gets. For a process that is to use no device they are empty, or missing where no
-    device was seen yet: what it returns then must hide all.
+    those, has the time of the option `timeout`, and returns what the process gets. For a process that is to use no
+    device they are empty, or missing where no device was seen yet: what it returns then must hide all.
     """
     return lambda enumerate_devices: DriverFactory(device_class, enumerate_devices, options, environment)
 
@@ -150,15 +149,14 @@ class DeviceDriver(ExternalResourceDriver):
         For a process that is to use none they are empty, as far as it is known which ones the devices have. PluginError
         if a device has none: such a process could not tell which devices are its own.
         """
-        seen = [] if infos or self._listing is None else self._listing.devices
-        found: dict[str, list[str]] = {name: [] for device in seen for name in device.environment}
-        for info in order(infos):
-            variables = info.environment if isinstance(info, DeviceInfo) else {}
-            if not variables:
-                raise PluginError(f"the {self._class} driver sets no variables for {info.get_property('index')}")
-            for name, value in variables.items():
-                found.setdefault(name, []).append(value)
-        return self._environment({name: ",".join(dict.fromkeys(values)) for name, values in found.items()})
+        whose = f"the environment of the {self._class} driver"
+        return answered(
+            lambda: variables(self._environment(self._joined(infos)), whose),
+            time.monotonic() + self._options.timeout,
+            failed=f"{whose} failed",
+            late=f"{whose} was not made",
+            advice=_ADVICE,
+        )
 
     def held(self, process: Process | None = None) -> Collection[Claim]:
         return self._grants.coordination.held(process)
@@ -171,6 +169,17 @@ class DeviceDriver(ExternalResourceDriver):
 
     def keep_over_exec(self) -> Collection[str]:
         return self._grants.keep_over_exec()
+
+    def _joined(self, infos: Collection[ExternalResourceInfo]) -> dict[str, str]:
+        seen = [] if infos or self._listing is None else self._listing.devices
+        found: dict[str, list[str]] = {name: [] for device in seen for name in device.environment}
+        for info in order(infos):
+            variables = info.environment if isinstance(info, DeviceInfo) else {}
+            if not variables:
+                raise PluginError(f"the {self._class} driver sets no variables for {info.get_property('index')}")
+            for name, value in variables.items():
+                found.setdefault(name, []).append(value)
+        return {name: ",".join(dict.fromkeys(values)) for name, values in found.items()}
 
     def _claim(self, listing: Listing, devices: Sequence[Device], amount: int, deadline: float) -> Sequence[Device]:
         self._told = False
@@ -200,7 +209,14 @@ class DeviceDriver(ExternalResourceDriver):
 
     def _enumerated(self, deadline: float) -> list[Device]:
         own = deadline - (1 - _OWN_SHARE) * self._options.timeout
-        found = _within(deadline, lambda: list(self._enumerate(own)), self._class)
+        found = answered(
+            lambda: list(self._enumerate(own)),
+            deadline,
+            failed=f"the {self._class} driver failed",
+            late=f"the {self._class} driver did not enumerate its devices",
+            advice=_ADVICE,
+            kind=DiscoveryError,
+        )
         names: set[str] = set()
         for device in found:
             if not isinstance(device, Device) or not device.index or not isinstance(device.index, str):
@@ -229,34 +245,3 @@ class DeviceDriver(ExternalResourceDriver):
 
 def _default_file(device_class: str) -> str:
     return f"/var/tmp/externalresource-{device_class}-coordination"  # noqa: S108 - what is opened there is checked
-
-
-def _within(deadline: float, enumerate_devices: Callable[[], list[Device]], device_class: str) -> list[Device]:
-    """Return what the function returns. DiscoveryError if it fails, or is not done before `deadline`."""
-    found: list[list[Device]] = []
-    failed: list[BaseException] = []
-
-    def enumerate_them() -> None:
-        try:
-            found.append(enumerate_devices())
-        except BaseException as error:  # noqa: BLE001 - sys.exit in a thread would end in silence
-            failed.append(error)
-
-        finally:
-            done.release()
-
-    began = time.monotonic()
-    done = _thread.allocate_lock()  # what threading has of its own answers an interrupt with a RuntimeError
-    done.acquire()
-    _thread.start_new_thread(enumerate_them, ())
-    done.acquire(timeout=max(0.0, deadline - began))
-    if failed and isinstance(failed[0], ExternalResourceError):
-        raise failed[0]
-    if failed:
-        raise DiscoveryError(f"the {device_class} driver failed: {cause(failed[0])}") from failed[0]
-    if not found:
-        raise DiscoveryError(
-            f"the {device_class} driver did not enumerate its devices within {time.monotonic() - began:.1f} s; see its "
-            "option timeout"
-        )
-    return found[0]

@@ -96,7 +96,7 @@ class _Adapted(ExternalResourceDriver):
 
     def __setattr__(self, name: str, value: object) -> None:
         super().__setattr__(name, value)
-        with suppress(AttributeError):  # it may have slots
+        with suppress(Exception):  # it may have slots, or be frozen
             setattr(self.plain, name, value)  # it is the one that waits, and calls `on_wait`
 
 

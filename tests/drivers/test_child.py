@@ -96,7 +96,7 @@ def test_output_beyond_a_mebibyte_is_read_and_dropped() -> None:
 
 def test_child_past_its_deadline_is_overdue_and_killed() -> None:
     child = Child(["sleep", "600"])
-    with pytest.raises(Overdue):
+    with pytest.raises(Overdue, match=r"^sleep did not end within 0\.\d+ s and was killed$"):
         child.result(time.monotonic() + 0.1)
     assert gone(child._pid)
 

@@ -87,11 +87,6 @@ def test_infos_are_equal_by_what_they_tell_and_survive_a_pickle() -> None:
     assert repr(one) == "DeviceInfo({'index': '0', 'slot': '1'})"
 
 
-def test_properties_cannot_hide_what_a_device_is() -> None:
-    info = info_of(Device("0", "u", {"index": "9", "uuid": "x", "unusable": "x"}))
-    assert (info.get_property("index"), info.get_property("uuid"), info.get_property("unusable")) == ("0", "u", None)
-
-
 def test_two_processes_get_different_devices_and_the_dead_ones_is_free(ledger: str) -> None:
     other = Running(lambda: indices(of(boards(2), ledger).retrieve_resource_info(1)))
     try:
