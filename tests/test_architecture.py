@@ -4,6 +4,7 @@ import ast
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ class Module:
     name: str
     path: Path
 
-    @property
+    @cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.path.read_text(encoding="utf-8"))
 
@@ -149,11 +150,15 @@ def test_face_resolves_what_it_says_to_have(name: str) -> None:
     assert all(hasattr(face, public) for public in face.__all__)
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in ROOT.rglob("*.py")}), ids=str)
+def folders() -> list[Path]:
+    """Return all with Python files that are ours: none of a virtual environment."""
+    tops = [top for top in ROOT.iterdir() if not top.name.startswith(".")]
+    return sorted({path.parent for top in tops for path in top.rglob("*.py")})
+
+
+@pytest.mark.parametrize("folder", folders(), ids=str)
 def test_folder_and_its_files_can_be_taken_in_at_a_glance(folder: Path) -> None:
     place = folder.relative_to(ROOT)
-    if any(part.startswith(".") for part in place.parts):
-        return
     modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
     assert len(modules) <= (MOST_MODULES_OF_TESTS if place.parts[:1] == ("tests",) else MOST_MODULES)
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in modules}
@@ -215,3 +220,9 @@ def test_no_function_is_longer_than_a_page(module: Module) -> None:
 @pytest.mark.parametrize("module", OURS, ids=by_name)
 def test_no_room_is_a_drawer_for_everything(module: Module) -> None:
     assert not {"utils", "util", "helpers", "common", "base", "manager", "misc"} & set(module.name.split("."))
+
+
+def test_engines_are_started_by_no_test_outside_their_folder() -> None:
+    others = [path for path in (ROOT / "tests").rglob("*.py") if "engines" not in path.parts and path != Path(__file__)]
+    assert len(others) > 100
+    assert not [path for path in others if "mark.engines" in path.read_text(encoding="utf-8")]

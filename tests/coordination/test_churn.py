@@ -17,8 +17,9 @@ FIRST = Life(Outcome.GRANTED, asked=1, answered=2, lived=8, died=9, device=0)
 REFUSED = Life(Outcome.REFUSED, asked=10, answered=12, lived=13, died=14)
 
 
-def test_no_device_is_in_two_hands_lost_or_kept_back_while_owners_come_and_are_killed() -> None:
-    command = [sys.executable, str(_CHURN), "--script", "ours", "--gpus", "4", "--owners", "8", "--rounds", "40"]
+@pytest.mark.parametrize("rounds", [12, pytest.param(40, marks=pytest.mark.sweep)])
+def test_no_device_is_in_two_hands_lost_or_kept_back_while_owners_come_and_are_killed(rounds: int) -> None:
+    command = [sys.executable, str(_CHURN), "--script", "ours", "--gpus", "4", "--owners", "8", "--rounds", f"{rounds}"]
     done = subprocess.run([*command, "--runs", "1"], check=False, capture_output=True, text=True, timeout=240)
     found = re.search(
         r"^ours, all shapes: (\d+) grants, (\d+) of them double .*, (\d+) GPUs lost, \d+ refusals, "
@@ -29,7 +30,7 @@ def test_no_device_is_in_two_hands_lost_or_kept_back_while_owners_come_and_are_k
     assert found is not None, done.stderr
     grants, *wrong = map(int, found.groups())
     assert wrong == [0, 0, 0, 0], done.stdout
-    assert grants > 100
+    assert grants > 2.5 * rounds
     assert done.returncode == 0
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 
 import pytest
 
@@ -20,6 +21,14 @@ from tests.support.plugins import (
 
 def named(name: str, *, timeout: float = 60) -> list[Plugin]:
     return [plugin for plugin in installed(timeout) if plugin.name == name]
+
+
+def listed(install: Install, codes: Sequence[str]) -> list[Plugin]:
+    """Return how one list shows a plugin of each code, whose factory is `factory`."""
+    for number, code in enumerate(codes):
+        install(f"board{number}", code, {f"fpga{number}": f"board{number}:factory"})
+    found = {plugin.name: plugin for plugin in installed(60)}
+    return [found[f"fpga{number}"] for number in range(len(codes))]
 
 
 OWN_OPTIONS = """
@@ -72,34 +81,30 @@ def test_options_of_the_gpu_driver_are_those_that_it_takes() -> None:
     assert [option.name for option in plugin.options] == allowed
 
 
-@pytest.mark.parametrize(
-    ("code", "options"),
-    [
-        (OBJECT, None),
-        (OBJECT + "factory.options = []", []),
-        (OBJECT + "import json\nfactory.options = json", None),
-        (OBJECT + "factory.options = [1]", None),
-    ],
-    ids=["none", "no options", "something else", "a list of something else"],
-)
-def test_factory_need_not_say_which_options_it_takes(code: str, options: object, install: Install) -> None:
-    install("fpga", code, {"fpga": "fpga:factory"})
-    [plugin] = named("fpga")
-    assert (plugin.loads, plugin.problem, plugin.options) == (True, None, options)
+def test_factory_need_not_say_which_options_it_takes(install: Install) -> None:
+    codes = ["", "factory.options = []", "import json\nfactory.options = json", "factory.options = [1]"]
+    found = listed(install, [OBJECT + code for code in codes])
+    assert [(plugin.loads, plugin.problem, plugin.options) for plugin in found] == [
+        (True, None, None),
+        (True, None, []),
+        (True, None, None),
+        (True, None, None),
+    ]
 
 
-@pytest.mark.parametrize("fault", ["ValueError: no", "AttributeError: no"])
-def test_factory_that_cannot_say_its_options_is_said_to(fault: str, install: Install) -> None:
-    kind = fault.partition(":")[0]
-    install("fpga", FACTORY + f"    @property\n    def options(self): raise {kind}('no')", {"fpga": "fpga:Factory"})
-    [plugin] = named("fpga")
-    assert (plugin.loads, plugin.problem) == (True, f"cannot say which options it takes: {fault}")
+def test_factory_that_cannot_say_its_options_is_said_to(install: Install) -> None:
+    faults = ["ValueError", "AttributeError"]
+    says = "    @property\n    def options(self): raise {}('no')\nfactory = Factory()"
+    found = listed(install, [FACTORY + says.format(fault) for fault in faults])
+    assert [(plugin.loads, plugin.problem) for plugin in found] == [
+        (True, f"cannot say which options it takes: {fault}: no") for fault in faults
+    ]
 
 
-@pytest.mark.parametrize("text", ["''", "' \\n '", "1", "None"])
-def test_factory_need_not_say_what_it_is(text: str, install: Install) -> None:
-    install("fpga", OBJECT + f"factory.__doc__ = {text}", {"fpga": "fpga:factory"})
-    assert [(plugin.loads, plugin.summary) for plugin in named("fpga")] == [(True, None)]
+def test_factory_need_not_say_what_it_is(install: Install) -> None:
+    texts = ["''", "' \\n '", "1", "None"]
+    found = listed(install, [OBJECT + f"factory.__doc__ = {text}" for text in texts])
+    assert [(plugin.loads, plugin.summary) for plugin in found] == [(True, None)] * len(texts)
 
 
 CONTAINED = {
@@ -146,22 +151,15 @@ def test_plugin_that_hangs_on_import_hides_no_other(install: Install) -> None:
     assert found["zpga"].loads
 
 
-@pytest.mark.parametrize("code", [NOISE + OBJECT, NOISE + "raise ValueError", NOISE + "os._exit(3)"])
-def test_what_an_import_prints_is_shown_as_a_remark(code: str, install: Install) -> None:
-    install("noisy", code, {"fpga": "noisy:factory"})
-    [plugin] = named("fpga")
-    assert sorted((plugin.said or "").split()) in (["noise"] * 3, ["noise", "noisenoise"])
+def test_what_an_import_prints_is_shown_as_a_remark(install: Install) -> None:
+    for plugin in listed(install, [NOISE + OBJECT, NOISE + "raise ValueError", NOISE + "os._exit(3)"]):
+        assert sorted((plugin.said or "").split()) in (["noise"] * 3, ["noise", "noisenoise"])
 
 
-def test_noise_does_not_reach_the_terminal_as_it_is(install: Install) -> None:
-    install("noisy", "print('\\x1b[2Jnoise\\a')\n" + OBJECT, {"fpga": "noisy:factory"})
-    assert [plugin.said for plugin in named("fpga")] == ["[2Jnoise"]
-
-
-def test_long_noise_is_cut(install: Install) -> None:
-    install("noisy", "print('noise ' * 100000)\n" + OBJECT, {"fpga": "noisy:factory"})
-    [plugin] = named("fpga")
-    assert plugin.said == ("noise " * 34)[:200] + "..."
+def test_noise_is_cut_and_does_not_reach_the_terminal_as_it_is(install: Install) -> None:
+    noises = ["print('\\x1b[2Jnoise\\a')\n", "print('noise ' * 100000)\n"]
+    found = listed(install, [noise + OBJECT for noise in noises])
+    assert [plugin.said for plugin in found] == ["[2Jnoise", ("noise " * 34)[:200] + "..."]
 
 
 def test_import_that_leaves_a_thread_is_no_hang(install: Install) -> None:

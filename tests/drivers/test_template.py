@@ -12,18 +12,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.plugins import Once
+
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "plugins" / "externalresource-template"
 DRIVER = TEMPLATE / "src" / "externalresource_serial" / "__init__.py"
 
 
 class Environment:
-    def __init__(self, folder: Path, wheels: list[Path]) -> None:
-        self.wheels = wheels
-        self.scripts = folder / "bin"
-        run(sys.executable, "-m", "venv", "--without-pip", str(folder))
-        ours, template = wheels
-        pip("--python", str(self.scripts / "python"), "install", str(ours), f"{template}[test]")
+    def __init__(self, folder: Path) -> None:
+        self.scripts = folder / "environment" / "bin"
+        self.wheels = [next(folder.glob(f"{name}-*.whl")) for name in ("externalresource", "externalresource_serial")]
 
     def run(self, folder: Path, program: str, *arguments: str) -> str:
         return run(str(self.scripts / program), *arguments, folder=folder)
@@ -43,12 +42,18 @@ def pip(*arguments: str) -> None:
     run(sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments)
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    folder = tmp_path_factory.mktemp("stranger")
+def fill(folder: Path) -> None:
+    """Make a fresh environment in the folder, with both wheels in it."""
     pip("wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT), str(TEMPLATE))
-    wheels = [next(folder.glob(f"{name}-*.whl")) for name in ("externalresource", "externalresource_serial")]
-    return Environment(folder / "environment", wheels)
+    run(sys.executable, "-m", "venv", "--without-pip", str(folder / "environment"))
+    environment = Environment(folder)
+    ours, template = environment.wheels
+    pip("--python", str(environment.scripts / "python"), "install", "--no-compile", str(ours), f"{template}[test]")
+
+
+@pytest.fixture(scope="module")
+def environment(once: Once) -> Environment:
+    return Environment(once("stranger", fill))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What docs/write-a-driver.md shows is so: a stranger who types it in, in this order, has these files and sees this."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.plugins import Once
+
 PAGE = (Path(__file__).parents[2] / "docs" / "write-a-driver.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 FILES = {text.split()[1].strip(";"): text for language, text in BLOCKS if language in ("python", "toml")}
@@ -17,18 +20,24 @@ CONSOLE = "".join(text for language, text in BLOCKS if language == "console")
 COMMANDS = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", CONSOLE, re.MULTILINE)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("page")
+def fill(folder: Path) -> None:
+    """Type in the files, then the commands in turn; keep what these print."""
     for name, text in FILES.items():
         (folder / name).write_text(text, encoding="utf-8")
-    return folder
+    printed = [run(folder, "bash", "-c", tried(command, folder)) for command, _ in COMMANDS]
+    (folder / "printed").write_text(json.dumps(printed), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(once: Once) -> Path:
+    return once("page", fill)
 
 
 @pytest.fixture(scope="module")
 def printed(folder: Path) -> list[str]:
-    """Return what each command prints, all of them run in turn."""
-    return [run(folder, "bash", "-c", tried(command, folder)) for command, _ in COMMANDS]
+    """Return what each command printed."""
+    printed: list[str] = json.loads((folder / "printed").read_text(encoding="utf-8"))
+    return printed
 
 
 def tried(command: str, folder: Path) -> str:

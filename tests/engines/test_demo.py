@@ -12,19 +12,18 @@ import pytest
 
 from .environments import environment, lock, marks, run
 
-ROOT = Path(__file__).parents[2]
 VERSION = "2.3.0"
 
 pytestmark = marks()
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str | Path]]:
+def command(wheel: Path) -> Iterator[list[str | Path]]:
     """Our command where Flink is, with what the demo needs: nobody installs anything there meanwhile."""
     folder = environment("apache-flink", VERSION)
     python = folder / "bin" / "python"
     with lock(folder):
-        run(python, "-m", "pip", "install", "--disable-pip-version-check", f"{ROOT}[demo]", f"apache-flink=={VERSION}")
+        run(python, "-m", "pip", "install", "--disable-pip-version-check", f"{wheel}[demo]", f"apache-flink=={VERSION}")
         run(python, "-m", "pip", "check")
         yield [folder / "bin" / "externalresource", "demo", "--flink"]
 
@@ -102,6 +101,7 @@ def test_the_accuracy_of_the_whole_is_that_of_the_parts(shown: str) -> None:
     assert float(said[2]) > 90
 
 
+@pytest.mark.sweep  # another whole cluster; tests/demo interrupts the demo at a stand-in for Flink
 def test_interrupt_leaves_nothing_behind(command: list[str | Path], tmp_path: Path) -> None:
     with start(command, tmp_path) as process:
         assert process.stdout

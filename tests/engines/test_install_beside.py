@@ -1,13 +1,10 @@
 """Our wheel and an engine share one environment."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from .environments import environment, lock, run
-
-ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.engines,
@@ -15,18 +12,11 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", folder, ROOT)
-    return next(folder.glob("*.whl"))
-
-
 @pytest.mark.parametrize(
     ("package", "version", "module"),
     [
         ("apache-flink", "2.3.0", "pyflink"),
-        ("apache-flink", "1.20.1", "pyflink"),
+        pytest.param("apache-flink", "1.20.1", "pyflink", marks=pytest.mark.sweep),
         ("pyspark", "4.3.0", "pyspark"),
     ],
 )

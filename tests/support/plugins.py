@@ -44,6 +44,7 @@ IMPORT = "from externalresource.drivers.loading import create_driver"
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "externalresource")
 
 Install = Callable[..., None]
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 def error_of(factory: str) -> str:

@@ -262,7 +262,7 @@ def test_mistake_in_the_rest_of_a_file_is_an_error_with_its_line(
     [
         ("", "is empty"),
         ("gpus: [", ":1: not YAML: "),
-        ("gpus: " + 9999 * "[", ": nested too deeply"),
+        ("gpus: " + 2000 * "[", ": nested too deeply"),
         ("gpus:\n- index: 1\n- index: 1", "two GPUs have the index 1"),
         ("gpus: [{uuid: GPU-1}, {uuid: GPU-1}]", "two GPUs have the UUID GPU-1"),
     ],
