@@ -85,7 +85,7 @@ def test_claim_that_was_noted_and_never_made_leaves_no_life_lock_when_its_driver
 
     grants = Grants(Coordination(path, "gpu", run=interrupt_first))
     with pytest.raises(KeyboardInterrupt):
-        grants.claim(gpus(1), 1, until_children_exit=True)
+        grants.claim(gpus(1), 1, marked=True)
     assert len(os.listdir(os.path.dirname(path))) == 1
     del grants
     gc.collect()
