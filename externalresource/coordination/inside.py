@@ -20,6 +20,7 @@ _LISTINGS = 100  # of the processes of a host, of which each shows new ones
 _READINGS, _EXECUTES = 5, 0.01  # of an environment that is not there, and seconds between two of them
 #: What a watcher is called, which may carry the mark of a run around that of its own.
 WATCHER = "device-watcher"
+_IGNORES = "EXTERNALRESOURCE_RUN_IGNORES"  # further programs of that kind, joined by commas
 #: Programs that stay when what started them has ended, and use no device; their environments may be unreadable.
 _SPARED = frozenset(
     {WATCHER, "(sd-pam)", "bazel", "dbus-daemon", "gpg-agent", "ssh-agent", "sshd", "sshd-session", "systemd"}
@@ -242,4 +243,5 @@ def _is_spared(pid: int, stat: Stat) -> bool:
     with open(f"/proc/{pid}/cmdline", "rb") as file:
         words = file.read().split(b"\0")
     called = words[0].partition(b"(")[0].rpartition(b"/")[2].decode(errors="replace")  # bazel(workspace)
-    return stat.program in _SPARED or called in _SPARED or _GRADLE in words
+    spared = _SPARED.union(os.environ.get(_IGNORES, "").split(",")) - {""}
+    return stat.program in spared or called in spared or _GRADLE in words

@@ -4,7 +4,6 @@ import os
 import re
 import select
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -156,11 +155,15 @@ def test_daemon_of_an_inner_run_keeps_its_own_device_and_not_the_other_of_the_ru
         end(pid)
 
 
-@pytest.mark.parametrize("name", ["ssh-agent", "gpg-agent", "dbus-daemon"])
-def test_agents_that_stay_keep_nothing(folder: Folder, started: Started, left: Left, name: str) -> None:
-    agent, asker = folder.path / name, started("host")
-    shutil.copy("/bin/sleep", agent)
-    left(asker, f"note(); os.execv({str(agent)!r}, [{name!r}, '600'])")
+@pytest.mark.parametrize(
+    ("name", "ignores"), [("ssh-agent", ""), ("gpg-agent", ""), ("buildd", "a,buildd"), ("bazel(here)", "")]
+)
+def test_agents_that_stay_keep_nothing(
+    folder: Folder, started: Started, left: Left, name: str, ignores: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXTERNALRESOURCE_RUN_IGNORES", ignores)
+    asker = started("host")
+    left(asker, f"note(); os.execv('/bin/sleep', [{name!r}, '600'])")
     wait_until(lambda: not is_taken(asker, folder))
 
 
