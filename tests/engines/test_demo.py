@@ -23,6 +23,7 @@ def command(wheel: Path) -> Iterator[list[str | Path]]:
     folder = environment("apache-flink", VERSION)
     python = folder / "bin" / "python"
     with lock(folder):
+        run(python, "-m", "pip", "uninstall", "--yes", "externalresource")  # pip would keep one of the same version
         run(python, "-m", "pip", "install", "--disable-pip-version-check", f"{wheel}[demo]", f"apache-flink=={VERSION}")
         run(python, "-m", "pip", "check")
         yield [folder / "bin" / "externalresource", "demo", "--flink"]
