@@ -12,6 +12,8 @@ from pyflink.datastream.functions import MapFunction
 from pyflink.table import DataTypes, FunctionContext, ScalarFunction, StreamTableEnvironment, expressions
 from pyflink.table.udf import udf
 
+WORKERS = 4  # that have a GPU of their own at one time
+
 
 class Report:
     """A file that an operator adds to; its name begins with the kind of operator."""
@@ -38,6 +40,9 @@ class OfDataStream(MapFunction):  # type: ignore[misc] # PyFlink carries no type
 
     def open(self, runtime_context: RuntimeContext) -> None:
         self._report = Report(self._folder, "stream", self._exclusive)
+        end = time.monotonic() + 60
+        while self._exclusive and len(os.listdir(self._folder)) < WORKERS and time.monotonic() < end:
+            time.sleep(0.05)  # a share is free for the next worker when this one has ended
 
     def map(self, value: object) -> object:
         time.sleep(0.01)
