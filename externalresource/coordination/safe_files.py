@@ -146,21 +146,26 @@ def _status(path: str) -> os.stat_result | None:
 
 
 def give(descriptor: int, like: str) -> None:
-    """Give a new file of root's to whoever owns the file `like`, if there is one and the system lets root do so."""
+    """Give a new file of root's to whoever owns the file `like`, if there is one."""
     owned = _status(like)
     if owned is not None and os.geteuid() == 0:
         _give(descriptor, owned)
 
 
 def _give(descriptor: int, owned: os.stat_result) -> None:
+    """Give it the group, and if this process is root the owner, where they differ and the system lets it do so."""
     status = os.fstat(descriptor)
-    owner = owned.st_uid if os.geteuid() == 0 else status.st_uid
-    for uid, gid in ((-1, owned.st_gid), (owner, -1)):
-        if (uid, gid) not in ((-1, status.st_gid), (status.st_uid, -1)):
-            try:  # noqa: SIM105 - contextlib costs the discovery script a millisecond
-                os.fchown(descriptor, uid, gid)
-            except OSError:  # no member of the group, no CAP_CHOWN, nobody in this user namespace
-                pass
+    if owned.st_gid != status.st_gid:
+        _chown(descriptor, -1, owned.st_gid)
+    if owned.st_uid != status.st_uid and os.geteuid() == 0:
+        _chown(descriptor, owned.st_uid, -1)
+
+
+def _chown(descriptor: int, owner: int, group: int) -> None:
+    try:  # noqa: SIM105 - contextlib costs the discovery script a millisecond
+        os.fchown(descriptor, owner, group)
+    except OSError:  # no member of the group, no CAP_CHOWN, nobody in this user namespace
+        pass
 
 
 def _check_kept(path: str, before: os.stat_result, after: os.stat_result) -> None:
@@ -174,11 +179,9 @@ def _check_kept(path: str, before: os.stat_result, after: os.stat_result) -> Non
         )
     if before.st_uid in (0, after.st_uid):
         return
-    folder = os.path.dirname(path) or "."
-    status = os.stat(folder)
-    if status.st_mode & stat.S_ISVTX and status.st_uid != before.st_uid:
-        what = f"could not replace it in the sticky folder {folder}"
-        remedy = f"let all share devices who may write that folder (chmod -t {folder})"
+    folder = os.stat(os.path.dirname(path) or ".")
+    if folder.st_mode & stat.S_ISVTX and folder.st_uid != before.st_uid:
+        what, remedy = "could not replace it, as its folder is sticky", _SHARING
     elif not (of_group | of_others) & 0o4:
         what, remedy = "could not read it", f"let all read the file (chmod 644 {path})"
     else:

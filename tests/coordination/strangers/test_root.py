@@ -123,8 +123,8 @@ def without_chown(function: Callable[[], R]) -> R:
 def test_root_that_may_not_give_files_away_writes_nothing_where_that_locks_the_owner_out(anns: str) -> None:
     before = content(anns), files(anns)
     assert in_child(lambda: without_chown(lambda: refusal(anns))) == (
-        f"cannot write {anns}: its owner, uid {ANN}, could not replace it in the sticky folder "
-        f"{os.path.dirname(anns)}; nothing was written; give this process CAP_CHOWN, or run it as that user "
+        f"cannot write {anns}: its owner, uid {ANN}, could not replace it, as its folder is sticky; nothing was "
+        f"written; give this process CAP_CHOWN, or run it as that user "
         f"(setpriv --reuid {ANN} --clear-groups ...)"
     )
     assert (content(anns), files(anns)) == before
@@ -134,7 +134,7 @@ def test_root_that_may_not_give_files_away_writes_no_queue_that_locks_the_owner_
     holder = start(by(ANN, lambda: Grants(Coordination(anns, "gpu")).claim(gpus(2), 2)))
     holder.result()
     message = in_child(lambda: without_chown(lambda: error_of(CoordinationError, lambda: claim(anns, wait=60))))
-    assert message.startswith(f"cannot write {anns}.queue: its owner, uid {ANN}, could not replace it ")
+    assert message.startswith(f"cannot write {anns}.queue: its owner, uid {ANN}, could not replace it, ")
     assert sorted(files(anns)) == ["gpus", "gpus.lock"]
 
 
@@ -152,8 +152,9 @@ def test_owner_of_a_sticky_folder_does_not_lock_out_whose_ledger_is_in_it(anns: 
     folder = os.path.dirname(anns)
     os.chown(folder, BOB, BOB)
     assert in_child(by(BOB, lambda: refusal(anns))) == (
-        f"cannot write {anns}: its owner, uid {ANN}, could not replace it in the sticky folder {folder}; nothing was "
-        f"written; let all share devices who may write that folder (chmod -t {folder})"
+        f"cannot write {anns}: its owner, uid {ANN}, could not replace it, as its folder is sticky; nothing was "
+        "written; to share devices between users, once none are held, let all use one file in a new folder that they "
+        "may write and that is not sticky (install -d -g GROUP -m 2770 FOLDER)"
     )
     assert in_child(by(ANN, lambda: claim(anns))) == ["0"]
     os.chmod(folder, 0o777)
