@@ -85,7 +85,10 @@ class ExternalResourceDriver:
         raise NotOfferedError("it has no record()")
 
     def environment(self, infos: Collection[ExternalResourceInfo]) -> Mapping[str, str]:
-        """Return the variables for a process that is to use exactly these devices."""
+        """Return the variables for a process that is to use exactly these devices: of none, those that hide all.
+
+        `externalresource.claim_for_worker` sets the latter where a process is refused. Within 10 seconds.
+        """
         del infos
         raise NotOfferedError("it has no environment(infos)")
 
