@@ -181,7 +181,7 @@ class Coordination:
             return holders.left(claim, lambda other: other.grant != holder.grant)
 
         # Of one that is alone in its line watchers say by its lock that it has ended. For Flink's script its pid does.
-        if user is not None or seconds is not None or any(len(claim.holders) > 1 for claim in self._read()):
+        if user or seconds or any(len(claim.holders) > 1 or claim.owner.left_by for claim in self._read()):
             self._strike_out(after, None)
         return user
 

@@ -23,9 +23,10 @@ WATCHER = "device-watcher"
 _IGNORES = "EXTERNALRESOURCE_RUN_IGNORES"  # further programs of that kind, joined by commas
 #: Programs that stay when what started them has ended, and use no device; their environments may be unreadable.
 _SPARED = frozenset(
-    {WATCHER, "(sd-pam)", "bazel", "dbus-daemon", "gpg-agent", "ssh-agent", "sshd", "sshd-session", "systemd"}
+    {WATCHER, "(sd-pam)", "bazel(", "dbus-daemon", "gpg-agent", "ssh-agent", "sshd", "sshd-session", "systemd"}
 )
 _GRADLE = b"org.gradle.launcher.daemon.bootstrap.GradleDaemon"  # which java runs
+_STARTING = 2.0  # seconds in which one of them may become another program, as `ssh-agent COMMAND` does
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
@@ -120,8 +121,11 @@ def bearer(
         finally:
             done.release()
 
-    _thread.start_new_thread(search, ())
-    done.acquire(timeout=seconds)
+    try:
+        _thread.start_new_thread(search, ())
+        done.acquire(timeout=seconds)
+    except RuntimeError:  # no more threads
+        pass
     if not found:
         raise CoordinationError(f"it cannot be told whether a process carries {wanted}")
     return found[0]
@@ -130,22 +134,22 @@ def bearer(
 def _bearer(wanted: str, first: Process, above: Collection[int] | None) -> Process | None:
     """Do so. That there is none takes a listing of which all could be read, and then another with nobody new in it."""
     cleared: dict[int, int] = {}  # processes that cannot carry it: the ticks of their starts, by pid
-    unmarked: set[int] = set()  # those of them whose children do not carry it, either
+    outside: dict[int, int] = {}  # those of them that the run has not started, nor adopted anything of it
     complete = False
     for _ in range(_LISTINGS):
         listed, older, missed = _later(first, cleared)
         if above is not None:
-            unmarked.update(older.difference({1, *above}))
+            outside.update({pid: start for pid, start in older.items() if pid not in {1, *above}})
         if complete and not listed and not missed:
             return None
         doubtful = None
         for pid, stat in listed:
             try:
-                carries = _carries(pid, stat.parent, wanted, unmarked)
-                if carries is False:
-                    cleared[pid] = stat.start_time
-                    unmarked.add(pid)
-                elif _is_spared(pid, stat):
+                if _is_child_of(stat, outside):
+                    cleared[pid] = outside[pid] = stat.start_time
+                    continue
+                carries = _carries(pid, wanted)
+                if carries is False or _is_spared(pid, stat):
                     cleared[pid] = stat.start_time
                 elif carries:
                     return processes.identify(pid)
@@ -159,24 +163,25 @@ def _bearer(wanted: str, first: Process, above: Collection[int] | None) -> Proce
     raise CoordinationError(f"processes are started too fast to tell whether one carries {wanted}")
 
 
-def _later(first: Process, cleared: dict[int, int]) -> tuple[list[tuple[int, Stat]], set[int], bool]:
+def _later(first: Process, cleared: dict[int, int]) -> tuple[list[tuple[int, Stat]], dict[int, int], bool]:
     """Return those of the user's processes that may carry the mark, the oldest first; clear those that cannot.
 
     And those that are older than the mark, and whether a process could not be looked at. New ones are looked at first:
     the others take a while.
     """
-    same_clock = first.time_namespace == processes.observer().time_namespace
+    here = processes.observer()
+    same_clock = first.time_namespace == here.time_namespace
     earliest = first.start_time if first.start_time is not None and same_clock else 0
-    found, older, missed = [], set(), False
+    found, older, missed = [], dict[int, int](), False
     for pid in sorted(map(int, filter(str.isdecimal, os.listdir("/proc"))), key=cleared.__contains__):
         stat = processes.look_at(pid)
         if stat is None:
-            missed = missed or (pid not in cleared and _is_of(pid, first.uid))
+            missed = missed or (pid not in cleared and _may_be_of(first, pid, here))
         elif cleared.get(pid) == stat.start_time:
             continue
-        elif stat.is_kernels or stat.start_time < earliest or not _is_of(pid, first.uid):
+        elif stat.is_kernels or stat.start_time < earliest or not _may_be_of(first, pid, here):
             cleared[pid] = stat.start_time
-            older.update([pid] if stat.start_time < earliest else [])
+            older.update({pid: stat.start_time} if stat.start_time < earliest else {})
         elif processes.has_ended(pid, stat):
             cleared[pid], missed = stat.start_time, True  # but it may have started another one meanwhile
         else:
@@ -184,26 +189,33 @@ def _later(first: Process, cleared: dict[int, int]) -> tuple[list[tuple[int, Sta
     return sorted(found, key=lambda each: (each[1].start_time, each[0])), older, missed
 
 
-def _is_of(pid: int, uid: int | None) -> bool:
-    """Return whether a process is of that user, or has just ended and may have been his."""
+def _may_be_of(first: Process, pid: int, here: Observer) -> bool:
+    """Return whether a process is of the same user, or has just ended and may have been his.
+
+    From the host a container's users are not known, but that its processes are in another pid namespace.
+    """
     try:
+        if first.pid_namespace != here.pid_namespace:
+            return os.stat(f"/proc/{pid}/ns/pid").st_ino != here.pid_namespace
         with open(f"/proc/{pid}/status", "rb") as file:  # /proc/PID itself is root's if it may not be looked into
             words = next((line.split()[1:] for line in file if line.startswith(b"Uid:")), [])
-        return uid is None or str(uid).encode() in words
+        return first.uid is None or str(first.uid).encode() in words
     except PermissionError:  # /proc hides what other users run
-        return os.stat(f"/proc/{pid}").st_uid == uid
+        return os.stat(f"/proc/{pid}").st_uid == first.uid
     except OSError:
         return True
 
 
-def _carries(pid: int, parent: int, wanted: str, unmarked: set[int]) -> bool | None:
-    """Return whether a process carries the mark as that of its device; None if that cannot be told.
+def _is_child_of(stat: Stat, outside: dict[int, int]) -> bool:
+    parent = processes.look_at(stat.parent) if stat.parent in outside else None
+    return parent is not None and parent.start_time == outside[stat.parent]
 
-    One with an unmarked parent does not: that adopts nothing of the run, so it has started this one.
-    """
+
+def _carries(pid: int, wanted: str) -> bool | None:
+    """Return whether a process carries the mark as that of its device; None if that cannot be told."""
     variable = _variable(pid)
     if variable is None:
-        return False if parent in unmarked else None
+        return None
     device_class = wanted.rpartition(":")[0]
     mine = [run for run in _runs(variable) if any(word.rpartition(":")[0] == device_class for word in run)]
     return bool(mine) and wanted in mine[-1]
@@ -216,8 +228,9 @@ def _runs(variable: str) -> list[list[str]]:
 def _variable(pid: int) -> str | None:
     """Return the variable of a process, empty if it has none; None if its environment cannot be read.
 
-    During an exec it has none for a moment. A title that is written over it (setproctitle) leaves it empty, or
-    filled up with zeros. Raises OSError if the process has ended.
+    During an exec it has none for a moment, and looks as if it had been started with an empty one; it does not sleep
+    then. A title that is written over it (setproctitle) leaves it empty, or filled up with zeros. Raises OSError if
+    the process has ended.
     """
     for _ in range(_READINGS):
         try:
@@ -225,23 +238,26 @@ def _variable(pid: int) -> str | None:
                 content = file.read()
         except PermissionError:
             return None
-        if content and b"\0\0" not in content and b"=" in content.partition(b"\0")[0]:
+        name, equals, _ = content.partition(b"=")
+        if equals and b"\0\0" not in content and len(name.split()) == 1:
             start = f"{_MARK}=".encode()
             values = [entry for entry in content.split(b"\0") if entry.startswith(start)]
             return values[0].removeprefix(start).decode(errors="replace") if values else ""
         stat = processes.look_at(pid)
         if stat is None or processes.has_ended(pid, stat):
             raise ProcessLookupError(pid)
-        if stat.has_no_environment:
+        if stat.has_no_environment and stat.state == "S":
             return ""
         time.sleep(_EXECUTES)
     return None
 
 
 def _is_spared(pid: int, stat: Stat) -> bool:
-    """Return whether a process is one of the programs that use no device."""
+    """Return whether a process is one of the programs that use no device, and stays what it is."""
     with open(f"/proc/{pid}/cmdline", "rb") as file:
         words = file.read().split(b"\0")
-    called = words[0].partition(b"(")[0].rpartition(b"/")[2].decode(errors="replace")  # bazel(workspace)
+    path, server, _ = words[0].partition(b"(")  # bazel(workspace)
+    called = (path.rpartition(b"/")[2] + server).decode(errors="replace")
     spared = _SPARED.union(os.environ.get(_IGNORES, "").split(",")) - {""}
-    return stat.program in spared or called in spared or _GRADLE in words
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - stat.start_time / os.sysconf("SC_CLK_TCK")
+    return age > _STARTING and (stat.program in spared or called in spared or _GRADLE in words)

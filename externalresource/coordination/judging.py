@@ -42,25 +42,7 @@ class Judge:
         here = processes.observer()
         dead: dict[object, bool] = {}
 
-        def is_dead(holder: Holder) -> bool:
-            process = holder.process
-            key = process, process.pidfd_inode, holder.life_lock, holder.marked
-            if key not in dead:
-                dead[key] = self.is_dead(holder, here)
-            return dead[key]
-
-        def judged(claim: Claim) -> Claim:
-            if not claim.understood:
-                return claim
-            seen = holders.seen(claim, here)
-            lost = [holder for holder in seen if is_dead(holder)]
-            if not lost and seen is claim.holders:
-                return claim
-            return replace(claim, holders=tuple([replace(each, living=not is_dead(each)) for each in seen]))
-
-        return judged
-
-    def is_dead(self, holder: Holder, here: Observer) -> bool:
+        def is_dead(self, holder: Holder, here: Observer) -> bool:
         """Return True only if neither the holder nor, where they count, those that carry its mark use the device."""
         process, lock = holder.process, holder.life_lock
         judged = here.can_judge(process)
@@ -68,16 +50,28 @@ class Judge:
             return self._gone(process, here)
         if processes.before_this_boot(process, here):
             return True
-        if judged and not self._gone(process, here):
+        if not holder.marked:
+            return not life_lock.stands(self._path, lock)
+        return self._has_left_nothing(holder, lock, here, lives=judged and not self._gone(process, here))
+
+    def _has_left_nothing(self, holder: Holder, lock: str, here: Observer, *, lives: bool) -> bool:
+        """Return True only if nobody uses the device of a command, or of what it has left it to.
+
+        Whom it was left to may live on without the mark.
+        """
+        process = holder.process
+        if lives and holder.left_by is None:
             return False
-        if holder.marked and life_lock.nobody_is_left(self._path, lock):
+        if life_lock.nobody_is_left(self._path, lock):
             return True
-        stands = life_lock.stands(self._path, lock)
-        if holder.marked and judged and (stands or processes.is_of_host(process) or _may_look(process, here)):
+        if lives:
+            return False
+        stands, of_host = life_lock.stands(self._path, lock), processes.is_of_host(process)
+        if here.can_judge(process) and (stands or of_host or _may_look(process, here)):
             self._unsettled.append(holder)
             return False
         # A container that is killed ends with its watchers and all that carried the mark in it.
-        return not stands and not (holder.marked and processes.is_of_host(process))
+        return not stands and not of_host
 
     def settles(self, end: float) -> bool:
         """Settle those that were found unsettled; return whether to look again: until `end` for what watchers tell."""
@@ -100,8 +94,8 @@ class Judge:
         """Return who carries the mark of a holder that has ended; None if nobody does. See `inside.bearer`."""
         process, left_by = holder.process, holder.left_by or {}
         first = replace(process, start_time=left_by.get("start_time", process.start_time))
-        if process.pid_namespace != processes.observer().pid_namespace:  # and maybe of another user namespace
-            first = replace(first, uid=None)
+        if not processes.has_namespace(process):
+            return None
         return inside.bearer(inside.mark(self._class, holder.grant or ""), first, above, seconds)
 
 

@@ -33,6 +33,7 @@ _PROCESS = {
 _HOLDER = {
     "witness": str, "until_children_exit": bool, "since": str, "grant": str, "share": dict, "left_by": dict,
 }  # fmt: skip
+_LEFT_BY = {"pid": int, "start_time": int, "program": str}
 _LISTS = {"needs": list, "ancestors": list}
 _TYPES = {**_DEVICE, **_PROCESS, **_HOLDER, **_LISTS}  # of the fields that decide who holds what, where they stand
 _LARGEST_PID = 999_999_999
@@ -179,7 +180,10 @@ def _sharers(shares: "Any") -> "Iterator[Holder]":
 
 
 def _typed(fields: "Mapping[str, Any]") -> bool:
-    return all(type(fields[key]) is kind for key, kind in _TYPES.items() if key in fields)
+    known = all(type(fields[key]) is kind for key, kind in _TYPES.items() if key in fields)
+    return known and all(
+        type(value) is _LEFT_BY.get(key, type(value)) for key, value in fields.get("left_by", {}).items()
+    )
 
 
 def _readable(line: str) -> bool:

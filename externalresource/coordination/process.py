@@ -159,6 +159,17 @@ def is_of_host(process: Process) -> bool:
     return process.pid_namespace == _INITIAL_PID_NAMESPACE
 
 
+def has_namespace(process: Process) -> bool:
+    """Return False only if no process is left in the pid namespace of one that was seen in another than this one.
+
+    To be asked by root of the host: with a namespace all end that are below it.
+    """
+    if process.pid_namespace == observer().pid_namespace:
+        return True
+    pids = [pid for pid in os.listdir("/proc") if pid.isdecimal()]
+    return any(_namespace("pid", pid) in (process.pid_namespace, None) for pid in pids)
+
+
 def lives(process: Process) -> bool:
     """Return False only if that process provably is no more."""
     return not gone(process, observer())
@@ -324,9 +335,9 @@ def _boot_id() -> str | None:
         return None
 
 
-def _namespace(kind: str) -> int | None:
+def _namespace(kind: str, pid: str = "self") -> int | None:
     try:
-        return os.stat(f"/proc/self/ns/{kind}").st_ino
+        return os.stat(f"/proc/{pid}/ns/{kind}").st_ino
     except OSError:
         return None
 

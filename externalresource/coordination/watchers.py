@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Heir = Callable[[], Process | None]
 
 _LOOK = 1.0  # seconds between two looks of a watcher
-_LONGEST = 60.0  # seconds between two looks at one that uses what another has left
+_LONGEST = 15.0  # seconds between two looks at one that uses what another has left
 _BOTH = 2
 _SET_CHILD_SUBREAPER = 36  # of prctl(2)
 
@@ -145,9 +145,19 @@ def _stand(owner: Process, lock: int, path: str, report: int, heir: "Heir | None
         _wait(owner, lock, path)
         if heir is not None:
             _wait_for_heirs(heir, lock, path)
-            life_lock.say_nobody_is_left(lock)
+            _say_nobody_is_left(lock, path)
     finally:
         os._exit(0)
+
+
+def _say_nobody_is_left(lock: int, path: str) -> None:
+    while not safe_files.removed(lock, path):
+        try:
+            life_lock.say_nobody_is_left(lock)
+        except OSError:  # a full disk
+            time.sleep(_LOOK)
+        else:
+            return
 
 
 def _take_name() -> None:

@@ -102,6 +102,40 @@ def test_process_whose_environment_may_not_be_read_keeps_the_device(
     wait_until(lambda: not is_taken(asker, folder))
 
 
+@as_root
+def test_child_that_hides_its_environment_keeps_the_device_though_its_parent_has_stepped_out(
+    folder: Folder, started: Started
+) -> None:
+    asker, note = started("host"), folder.path / "note"
+    job = folder.path / "job"
+    job.write_text(f"""#!/bin/sh
+{unreadable(folder)} 600 </dev/null >/dev/null 2>&1 &
+echo $! >{note}.new; mv {note}.new {note}
+exec env -u EXTERNALRESOURCE_RUN sleep 600 </dev/null >/dev/null 2>&1
+""")
+    job.chmod(0o755)
+    command = f"setsid {job} & until [ -e {note} ]; do sleep 0.01; done"
+    asker.tell("shell", shlex.join([*as_user(ANN), *COMMAND_LINE, *folder.run(), "--", "sh", "-c", command]))
+    pid = int(note.read_text())
+    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    try:
+        assert is_taken(asker, folder)
+    finally:
+        end(pid)
+        end(parent)
+    wait_until(lambda: not is_taken(asker, folder))
+
+
+def test_client_that_is_called_like_a_build_server_and_becomes_the_job_keeps_the_device(
+    folder: Folder, started: Started, left: Left
+) -> None:
+    asker = started("host")
+    becomes = "time.sleep(3); os.execv('/bin/sleep', ['sleep', '600'])"
+    pid = left(asker, f"note(); os.execv(sys.executable, ['bazel', '-c', \"import os, time; {becomes}\"])")
+    wait_until(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
+    assert is_taken(asker, folder)
+
+
 def test_run_after_run_is_never_refused(folder: Folder) -> None:
     # The watchers of the one before have yet to see that it has left nothing.
     for _ in range(20):

@@ -12,16 +12,18 @@ from tests.cli.conftest import (
     Left,
     Started,
     as_root,
+    as_user,
     call,
     column,
     contained,
     end,
     is_taken,
     refusal,
+    unreadable,
     watchers,
 )
 from tests.support.processes import wait_until
-from tests.support.taskmanager import COMMAND_LINE, Folder
+from tests.support.taskmanager import COMMAND_LINE, Folder, living_processes
 
 # Without watchers
 
@@ -75,6 +77,25 @@ def test_who_may_not_look_counts_it_as_held_and_says_who_may(folder: Folder, sta
     assert f"only its user, uid {ANN}, and root see what it has left: by `externalresource status gpu`" in said
     assert call("status", "--coordination-file", folder.file, uid=ANN).returncode == 0
     assert call(*folder.run(), "--", "true", uid=BOB).returncode == 0
+
+
+@contained
+@as_root
+def test_killed_container_frees_the_device_of_its_command_whatever_hides_its_environment_on_the_host(
+    folder: Folder, started: Started
+) -> None:
+    where, asker = started("container"), started("host")
+    where.tell("run", *folder.run(), "--", "sh", "-c", "echo; exec sleep 600")
+    program = [*as_user(ANN), unreadable(folder), "600"]
+    with subprocess.Popen(["setsid", "--fork", *program]) as starter:
+        starter.wait()
+    stranger = next(pid for pid in living_processes() if Path(f"/proc/{pid}/comm").read_text() == "unreadable\n")
+    try:
+        where.kill()
+        wait_until(lambda: folder.states() in ([], ["dead"]))
+        assert not is_taken(asker, folder)
+    finally:
+        end(stranger)
 
 
 # What is said, and done by hand

@@ -11,7 +11,7 @@ from typing import Any
 
 from externalresource.api import Device, ExternalResourceInfo, Grants, driver, hookimpl
 from externalresource.coordination import Claim, Coordination, lock as locks
-from externalresource.errors import DiscoveryError, ExternalResourceError, NotEnoughDevicesError
+from externalresource.errors import ConfigurationError, DiscoveryError, ExternalResourceError, NotEnoughDevicesError
 
 
 @dataclass(frozen=True)
@@ -253,9 +253,11 @@ class TakesAnyOption(Wrong):
 
 
 @caught_by("test_options_of_the_framework_are_understood")
-class KnowsNoChildren(Wrong):
+class KnowsNoTimeoutOfAWait(Wrong):
     def __init__(self, options: Mapping[str, str]) -> None:
-        super().__init__({name.removeprefix("until-"): value for name, value in options.items()})
+        if {"timeout", "wait"} <= options.keys():
+            raise ConfigurationError("unknown option 'timeout'")
+        super().__init__(options)
 
 
 @caught_by("test_wrong_value_of_the_frameworks_is_refused")

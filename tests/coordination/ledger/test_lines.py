@@ -142,6 +142,7 @@ UNREADABLE = {
     "NUL": "0 7\x00",
     "only NUL": "\x00" * 40,
     "merge conflict": "<<<<<<< HEAD",
+    "start of a command that is no number": '0 7 {"left_by":{"start_time":"x"}}',
 }
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from externalresource.flink.configuration import GPU_FACTORY
 from externalresource.flink.doctor import examination
 from externalresource.flink.doctor.findings import WARNING, Finding
 from tests.support.flink.doctor import ARGS, CLASS, PATH, Host, dead_pid, the
@@ -116,4 +117,6 @@ def test_file_of_a_driver_that_coordinates_by_default_is_looked_at(host: Host) -
     file = f"{host.folder}/disks"
     params = {"external-resource.gpu.param.coordination-file": file}
     assert f"coordination file {file}" in host.examine({CLASS: "nvme", PATH: None, ARGS: None, **params}).looked
-    assert f"coordination file {file}" not in host.examine({ARGS: None}).looked
+    assert (
+        f"coordination file {file}" not in host.examine({CLASS: GPU_FACTORY, PATH: None, ARGS: None, **params}).looked
+    )
