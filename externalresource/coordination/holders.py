@@ -46,7 +46,7 @@ class Holder:
     root: bool = True
     #: How much of the device it has; None is all of it.
     share: "Mapping[str, Any] | None" = None
-    #: `pid` and `program` of the command of `run` that has left the device to this process.
+    #: `pid`, `start_time`, `pid_namespace` and `program` of the command of `run` that has left it the device.
     left_by: "Mapping[str, Any] | None" = None
     #: What else the file says of it: it is kept.
     others: "Mapping[str, Any]" = {}  # noqa: RUF012 - nobody changes it
@@ -141,7 +141,8 @@ def shared(claim: Claim, grants: Collection[str], taker: Holder) -> Claim:
 def handed_on(claim: Claim, ended: Holder, user: Process) -> Claim:
     """Return the claim with that process, which uses what a holder has left, in its place."""
     process = ended.process
-    left_by = ended.left_by or {"pid": process.pid, "start_time": process.start_time, "program": process.program}
+    command = {name: getattr(process, name) for name in ("pid", "start_time", "pid_namespace", "program")}
+    left_by = ended.left_by or {name: value for name, value in command.items() if value is not None}
     held = tuple(
         [
             replace(each, process=replace(user, uid=process.uid), left_by=left_by)

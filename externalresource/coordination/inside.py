@@ -22,9 +22,7 @@ _READINGS, _EXECUTES = 5, 0.01  # of an environment that is not there, and secon
 WATCHER = "device-watcher"
 _IGNORES = "EXTERNALRESOURCE_RUN_IGNORES"  # further programs of that kind, joined by commas
 #: Programs that stay when what started them has ended, and use no device; their environments may be unreadable.
-_SPARED = frozenset(
-    {WATCHER, "(sd-pam)", "bazel(", "dbus-daemon", "gpg-agent", "ssh-agent", "sshd", "sshd-session", "systemd"}
-)
+_SPARED = frozenset({"(sd-pam)", "bazel(", "dbus-daemon", "gpg-agent", "ssh-agent", "sshd", "sshd-session", "systemd"})
 _GRADLE = b"org.gradle.launcher.daemon.bootstrap.GradleDaemon"  # which java runs
 _STARTING = 2.0  # seconds in which one of them may become another program, as `ssh-agent COMMAND` does
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
@@ -254,6 +252,8 @@ def _variable(pid: int) -> str | None:
 
 def _is_spared(pid: int, stat: Stat) -> bool:
     """Return whether a process is one of the programs that use no device, and stays what it is."""
+    if stat.program == WATCHER:
+        return True
     with open(f"/proc/{pid}/cmdline", "rb") as file:
         words = file.read().split(b"\0")
     path, server, _ = words[0].partition(b"(")  # bazel(workspace)

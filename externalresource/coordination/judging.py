@@ -14,6 +14,7 @@ from externalresource.coordination.process import Observer, Process
 from externalresource.errors import CoordinationError
 from externalresource.records import replace
 
+_STAYS = "start_time", "pid_namespace"  # of the command that has left a device: others with its mark are later there
 _BREATH = 0.01  # seconds between two looks at what watchers are about to tell
 
 
@@ -42,7 +43,25 @@ class Judge:
         here = processes.observer()
         dead: dict[object, bool] = {}
 
-        def is_dead(self, holder: Holder, here: Observer) -> bool:
+        def is_dead(holder: Holder) -> bool:
+            process = holder.process
+            key = process, process.pidfd_inode, holder.life_lock, holder.marked
+            if key not in dead:
+                dead[key] = self.is_dead(holder, here)
+            return dead[key]
+
+        def judged(claim: Claim) -> Claim:
+            if not claim.understood:
+                return claim
+            seen = holders.seen(claim, here)
+            lost = [holder for holder in seen if is_dead(holder)]
+            if not lost and seen is claim.holders:
+                return claim
+            return replace(claim, holders=tuple([replace(each, living=not is_dead(each)) for each in seen]))
+
+        return judged
+
+    def is_dead(self, holder: Holder, here: Observer) -> bool:
         """Return True only if neither the holder nor, where they count, those that carry its mark use the device."""
         process, lock = holder.process, holder.life_lock
         judged = here.can_judge(process)
@@ -92,9 +111,8 @@ class Judge:
 
     def heir(self, holder: Holder, above: Collection[int] | None, seconds: float | None) -> Process | None:
         """Return who carries the mark of a holder that has ended; None if nobody does. See `inside.bearer`."""
-        process, left_by = holder.process, holder.left_by or {}
-        first = replace(process, start_time=left_by.get("start_time", process.start_time))
-        if not processes.has_namespace(process):
+        first = replace(holder.process, **{key: left for key, left in (holder.left_by or {}).items() if key in _STAYS})
+        if not processes.has_namespace(first):
             return None
         return inside.bearer(inside.mark(self._class, holder.grant or ""), first, above, seconds)
 

@@ -33,7 +33,7 @@ _PROCESS = {
 _HOLDER = {
     "witness": str, "until_children_exit": bool, "since": str, "grant": str, "share": dict, "left_by": dict,
 }  # fmt: skip
-_LEFT_BY = {"pid": int, "start_time": int, "program": str}
+_LEFT_BY = {"pid": int, "start_time": int, "pid_namespace": int, "program": str}
 _LISTS = {"needs": list, "ancestors": list}
 _TYPES = {**_DEVICE, **_PROCESS, **_HOLDER, **_LISTS}  # of the fields that decide who holds what, where they stand
 _LARGEST_PID = 999_999_999

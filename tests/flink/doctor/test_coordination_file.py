@@ -115,8 +115,6 @@ def of_another_user(host: Host) -> list[Finding]:
 
 def test_file_of_a_driver_that_coordinates_by_default_is_looked_at(host: Host) -> None:
     file = f"{host.folder}/disks"
-    params = {"external-resource.gpu.param.coordination-file": file}
-    assert f"coordination file {file}" in host.examine({CLASS: "nvme", PATH: None, ARGS: None, **params}).looked
-    assert (
-        f"coordination file {file}" not in host.examine({CLASS: GPU_FACTORY, PATH: None, ARGS: None, **params}).looked
-    )
+    params = {"external-resource.gpu.param.coordination-file": file, PATH: None, ARGS: None}
+    assert f"coordination file {file}" in host.examine({CLASS: "nvme", **params}).looked
+    assert f"coordination file {file}" not in host.examine({CLASS: GPU_FACTORY, **params}).looked
