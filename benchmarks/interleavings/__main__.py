@@ -13,6 +13,7 @@ make. --replay runs it again.
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -264,6 +265,8 @@ def main(names: Sequence[str], broken: str | None, word: str | None, processes: 
     if broken:
         break_it(broken)
     cases = [case for case in _cases(names) if _is_possible(case)]
+    if not cases:
+        raise click.ClickException("no case is left to be tried")
     if word:
         if len(cases) != 1:
             raise click.UsageError("--replay needs the one --case of which it is an order")
@@ -274,9 +277,10 @@ def main(names: Sequence[str], broken: str | None, word: str | None, processes: 
 def _leave_other_processes() -> None:
     """Go on in a pid namespace, where one is permitted: what a command has left is looked for among all processes."""
     apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    if _APART in os.environ or subprocess.run([*apart, "true"], check=False, capture_output=True).returncode != 0:
+    if _APART in os.environ or not shutil.which(apart[0]):
         return
-    os.execvpe(apart[0], [*apart, sys.executable, *sys.argv], os.environ | {_APART: "1"})
+    if subprocess.run([*apart, "true"], check=False, capture_output=True).returncode == 0:
+        os.execvpe(apart[0], [*apart, sys.executable, *sys.argv], os.environ | {_APART: "1"})
 
 
 def _is_possible(case: "Case") -> bool:
