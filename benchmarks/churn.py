@@ -5,6 +5,7 @@ its timeout; some are killed themselves while they ask. When all are dead, one o
 Ours and Flink's run in turn, each with a coordination file of its own, and share one stand-in for nvidia-smi.
 """
 
+import json
 import multiprocessing
 import random
 import statistics
@@ -14,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +46,8 @@ class Churn:
     #: Seconds that an owner lives at most, once it has a device.
     life: float
     seed: int
+    #: Where to write down what each owner did and when, one line of JSON each.
+    log: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,10 @@ def run(churn: Churn, places: int) -> Result:
     with ProcessPoolExecutor(places, mp_context=fork) as pool:
         lives = [life for several in pool.map(partial(_lives, churn), range(places)) for life in several]
     seconds = time.monotonic() - began
+    if churn.log is not None:
+        churn.log.write_text(
+            "".join(f"{json.dumps(asdict(life), default=lambda outcome: outcome.value)}\n" for life in lives)
+        )
     calls = sorted(life.answered - life.asked for life in lives if life.outcome in (Outcome.GRANTED, Outcome.REFUSED))
     if not calls:
         raise click.ClickException(f"no script answered: {_reasons(lives)}")
@@ -204,14 +211,17 @@ def report_total(results: Sequence[Result]) -> None:
 @click.option("--rounds", type=click.IntRange(1), default=50, show_default=True, help="Owners in a place, one by one.")
 @click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="Runs of each script per shape.")
 @click.option("--life", type=click.FloatRange(0), default=100, show_default=True, help="At most; in ms.")
+@click.option("--log", type=click.Path(path_type=Path), help="Write down there what each owner of the last run did.")
 @click.option("--flink-home", "home", type=click.Path(exists=True, path_type=Path), help="A folder with Flink in it.")
-def main(
+def main(  # noqa: PLR0913 - one for each option
+    *,
     script: str,
     gpus: int | None,
     places: int | None,
     rounds: int,
     runs: int,
     life: float,
+    log: Path | None,
     home: Path | None,
 ) -> None:
     if (gpus is None) != (places is None):
@@ -225,7 +235,7 @@ def main(
         results: list[Result] = []
         for shape, (number, owning) in enumerate(shapes):
             environment = contenders.environment(folder, number, 0)
-            churns = [Churn(each, environment, number, rounds, life / 1000, shape * runs) for each in scripts]
+            churns = [Churn(each, environment, number, rounds, life / 1000, shape * runs, log) for each in scripts]
             results += _measure(churns, owning, runs)
     click.echo()
     report_total(results)

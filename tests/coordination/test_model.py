@@ -6,7 +6,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -81,6 +81,7 @@ class Waiting:
         return min(self.place.amount, len(free_of(self.devices, held)))
 
 
+Pick = Callable[[list[Device], int], Sequence[Device]]  # which of the devices that are offered, so many
 views = st.sampled_from(range(4))
 places = st.integers(0, 3)
 
@@ -123,19 +124,17 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(place=places, amount=st.integers(1, 4), view=views, chance=st.randoms(use_true_random=False))
     def ask(self, place: int, amount: int, view: int, chance: random.Random) -> None:
         devices = self.views[view % len(self.views)]
-        self.decide(sorted(self.hands)[place], devices, amount, None, chance)
+        self.decide(sorted(self.hands)[place], devices, amount, None, chance.sample)
 
     @precondition(lambda self: self.queue)
     @rule(place=places, number=places, chance=st.randoms(use_true_random=False))
     def look_again(self, place: int, number: int, chance: random.Random) -> None:
         one = self.queue[number % len(self.queue)]
-        if self.decide(sorted(self.hands)[place], one.devices, one.place.amount, one, chance):
+        if self.decide(sorted(self.hands)[place], one.devices, one.place.amount, one, chance.sample):
             one.lock.close()
             self.queue.remove(one)
 
-    def decide(
-        self, pid: int, devices: Sequence[Device], amount: int, one: Waiting | None, chance: random.Random
-    ) -> bool:
+    def decide(self, pid: int, devices: Sequence[Device], amount: int, one: Waiting | None, pick: Pick) -> bool:
         """Ask, and hold the answer against what is known; return whether it was granted."""
         ahead = self.queue[: self.queue.index(one)] if one else self.queue
         held = self.held()
@@ -143,7 +142,7 @@ class AnyOrder(RuleBasedStateMachine):
 
         def choose(offered: Sequence[Device], claims: Sequence[Claim], amount: int) -> Sequence[Device]:
             assert set(offered) <= set(free)
-            return chance.sample(list(offered), amount)
+            return pick(list(offered), amount)
 
         request = Request(devices, amount, self.owner(pid), choose, lambda _: True, Wholes(devices))
         try:
