@@ -18,7 +18,7 @@ from externalresource.coordination.inside import ancestors, mark
 from externalresource.coordination.life_lock import LifeLock, say_nobody_is_left
 from externalresource.coordination.process import Process, lives
 from externalresource.errors import CoordinationError, NotEnoughDevicesError
-from stepping import Steps
+from stepping import Event, Steps
 
 _FOR_EVER = 1e6  # seconds
 _CLASS = "gpu"
@@ -89,7 +89,8 @@ class Actor:
         return False
 
     def release(self) -> None:
-        """Give all back, and say so before; when that fails, try once more."""
+        """Use what was given, so that others may come meanwhile; give it back, and when that fails, try once more."""
+        self._steps.stop(Event("use"))
         self._steps.say("gives")
         for _ in range(2):
             try:
