@@ -69,8 +69,9 @@ def run(command: Sequence[str], /, resources: Sequence[str], *, free_at_exit: bo
     then becomes the command: same process, so signals and exit status are the command's. (Pid 1 of a container stays,
     passes signals on and ends with the command's status.) The devices are free again when it has ended, however it
     ends, and everything that it has left in the background: a server, a tmux session, a build daemon, each process with
-    its EXTERNALRESOURCE_RUN in the environment. Of several resources it gets all or none; -o NAME.KEY=VALUE is an option of one of them. The exit status is
-    125 if `run` itself fails, 126 if the command cannot be executed, 127 if there is none.
+    its EXTERNALRESOURCE_RUN in the environment. Of several resources it gets all or none; -o NAME.KEY=VALUE is an
+    option of one of them. The exit status is 125 if `run` itself fails, 126 if the command cannot be executed, 127 if
+    there is none.
     """
     from externalresource.drivers.containment import printing_to_stderr
 
