@@ -23,7 +23,7 @@ from tests.cli.conftest import (
     watchers,
 )
 from tests.support.processes import wait_until
-from tests.support.taskmanager import COMMAND_LINE, Folder, living_processes
+from tests.support.taskmanager import COMMAND_LINE, Folder
 
 # Without watchers
 
@@ -86,10 +86,11 @@ def test_killed_container_frees_the_device_of_its_command_whatever_hides_its_env
 ) -> None:
     where, asker = started("container"), started("host")
     where.tell("run", *folder.run(), "--", "sh", "-c", "echo; exec sleep 600")
-    program = [*as_user(ANN), unreadable(folder), "600"]
-    with subprocess.Popen(["setsid", "--fork", *program]) as starter:
-        starter.wait()
-    stranger = next(pid for pid in living_processes() if Path(f"/proc/{pid}/comm").read_text() == "unreadable\n")
+    note = folder.path / "note"
+    adopted = ["setsid", "--fork", "sh", "-c", f"echo $$ >{note}; exec {unreadable(folder)} 600"]
+    subprocess.run([*as_user(ANN), *adopted], check=True)
+    wait_until(lambda: note.exists() and note.read_text())
+    stranger = int(note.read_text())
     try:
         where.kill()
         wait_until(lambda: folder.states() in ([], ["dead"]))
