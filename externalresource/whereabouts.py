@@ -9,6 +9,7 @@ from externalresource.coordination import (
     Holder,
     Process,
     above,
+    inside,
     is_here,
     pid_here,
     process as processes,
@@ -86,7 +87,7 @@ def may_strike(claim: Claim, holder: Holder, *, force: bool) -> bool:
 
 def _may_end(process: Process, pid: int | None) -> bool:
     if pid is None:  # it has ended, and others of its user use what it has left
-        return os.getuid() in (0, process.uid)
+        return inside.is_its_user(process, processes.observer())
     try:
         os.kill(pid, 0)
     except PermissionError:

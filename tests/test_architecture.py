@@ -29,7 +29,7 @@ ORDER = {room: -layer for layer, rooms in enumerate(LAYERS) for room in rooms.sp
 DOORS = {
     "cli": {"main"},
     "drivers": {"containment", "contract", "inspection", "loading"},
-    "coordination": {"own_claims", "process"},
+    "coordination": {"inside", "own_claims", "process"},
     "flink": {"config_files", "configuration", "doctor", "forwarding"},
     "demo": {"on_flink", "stand_ins"},
 }

@@ -159,7 +159,7 @@ class Explorer:
         step, before = run.steps[number], run.steps[number - 1]
         if before.letter == step.letter and not before.event.changes:
             self.tried.alike += 1  # to a death before that step, which nobody can see
-        elif step.letter not in self._host.case.later:
+        elif step.letter not in self._host.case.later[1:]:
             self._run(order.changed(number, step.letter.lower()))
             self.tried.deaths += 1
         if self._host.case.fails and step.event.can_fail:

@@ -107,21 +107,21 @@ class Actor:
             os.unlink(f"{self._path}{ending}")
 
     def remove_life_locks(self) -> None:
-        folder, name = os.path.split(f"{self._path}.witness-")
-        for found in os.listdir(folder):
-            if found.startswith(name):
-                self.remove(found.removeprefix(os.path.basename(self._path)))
+        folder, name = os.path.split(self._path)
+        for found in [entry for entry in os.listdir(folder) if entry.startswith(f"{name}.witness-")]:
+            self.remove(found.removeprefix(name))
 
-    def leave_one_behind(self, watcher: str) -> None:
+    def leave_one_behind(self, watchers: str) -> None:
         """Claim as `externalresource run` does, leave a process that carries the mark, and end."""
         lock = LifeLock(self._path)
         self.holder = Holder(self.holder.process, _grant(self._path), life_lock=lock.name, marked=True)
         passed_on = os.dup(lock.descriptor or 0)
         self.claim()
-        pid = os.fork()
-        if pid == 0:
-            self._watch(watcher, passed_on)
-        self._steps.say("forks", watcher, str(pid))
+        for watcher in watchers:
+            pid = os.fork()
+            if pid == 0:
+                self._watch(watcher, passed_on)
+            self._steps.say("forks", watcher, str(pid))
         os.close(passed_on)
         environment = os.environ | run_variable([mark(_CLASS, _grant(self._path))])
         left = subprocess.Popen(["sleep", "600"], env=environment, start_new_session=True)
@@ -136,7 +136,7 @@ class Actor:
             while lives(self.holder.process):
                 time.sleep(1)
             theirs = coordination(self._path)
-            while theirs.heir(self.holder, above):
+            while theirs.heir(self.holder, above, None):
                 time.sleep(1)
             say_nobody_is_left(lock)
             self._steps.say("done")
@@ -170,7 +170,7 @@ def holds(me: Actor) -> None:
 
 
 def leaves(me: Actor) -> None:
-    me.leave_one_behind("W")
+    me.leave_one_behind("VW")
 
 
 def removes_lock_file(me: Actor) -> None:
@@ -204,7 +204,7 @@ class Case:
     contained: bool = False
     #: Who is inside of the run of the others.
     inside: str = ""
-    #: Processes that one of the others starts. They stand for two, of which one may die, and nothing changes.
+    #: Two watchers that one of the others starts: the first one may die, and nothing changes.
     later: str = ""
     #: The ledger may be lost: then nothing is granted, and that is right.
     loses: bool = False
@@ -240,7 +240,7 @@ CASES = [
     Case("a cleaner takes the lock file", {"A": asks_twice, "B": asks, "C": removes_lock_file}, devices=2, most=2),
     Case("a cleaner takes the ledger", {"A": asks, "B": asks, "C": removes_ledger}, loses=True),
     Case("a cleaner takes life locks", {"A": asks, "B": waits, "C": removes_life_locks}, contained=True),
-    Case("a run leaves a marked process", {"A": leaves, "B": holds}, later="W"),
+    Case("a run leaves a marked process", {"A": leaves, "B": holds}, later="VW"),
 ]
 
 

@@ -33,6 +33,11 @@ def status(resource: str, form: str, *, watch: bool, **given: Any) -> None:
             click.clear()
         held = listed(resource, driver.held)
         show(rows(held), form, nothing=f"No {resource} device is held.")
+        if form == "table" and any(holder.left_by for claim in held for holder in claim.holders):
+            click.echo(
+                "To free what a command has left, end the process; if it does not use the device: "
+                f"externalresource release {resource} --device DEVICE --force"
+            )
         if not watch:
             return
         time.sleep(1)

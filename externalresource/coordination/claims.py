@@ -70,7 +70,7 @@ class Coordination:
         self.run = run
         self.is_first = False  # for `pause`: nobody who waits came before this process, as far as it knows
         self._lock = Lock(path, lock, run)
-        self.judge = Judge(path, device_class, gone, lambda holder: self.heir(holder, seconds=_SETTLING))
+        self.judge = Judge(path, device_class, gone, lambda holder: self.heir(holder, None, _SETTLING))
         self._pause = pause
         self._runs = runs_around() if runs is None else runs
         self._life_locks: dict[str, LifeLock] = {}
@@ -166,9 +166,7 @@ class Coordination:
             claims = [*map(self.judge.look(), self._read())]
         return [claim for claim in claims if process is None or process in [each.process for each in claim.holders]]
 
-    def heir(
-        self, holder: Holder, above: Collection[int] | None = None, seconds: float | None = None
-    ) -> Process | None:
+    def heir(self, holder: Holder, above: Collection[int] | None, seconds: float | None) -> Process | None:
         """Return who uses what a holder has that has ended, and tell everybody by the file; None if nobody does.
 
         CoordinationError if that cannot be told. See `inside.bearer`.
@@ -176,13 +174,14 @@ class Coordination:
         user = self.judge.heir(holder, above, seconds)
 
         def after(claim: Claim) -> Claim | None:
-            if user is not None:
-                return holders.handed_on(claim, holder, user)
-            return holders.left(claim, lambda other: other.grant != holder.grant)
+            return holders.handed_on(claim, holder, user)
 
-        # Of one that is alone in its line watchers say by its lock that it has ended. For Flink's script its pid does.
-        if user or seconds or any(len(claim.holders) > 1 or claim.owner.left_by for claim in self._read()):
-            self._strike_out(after, None)
+        try:  # of a lone one watchers tell by its lock, and Flink's script by its pid
+            if user or seconds or any(after(claim) is not claim and not claim.is_lone for claim in self._read()):
+                self._strike_out(after, None)
+        except CoordinationError:
+            if seconds:
+                raise
         return user
 
     def _strike_out(self, after: Callable[[Claim], Claim | None], deadline: float | None) -> list[Claim]:

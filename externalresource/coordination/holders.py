@@ -46,7 +46,7 @@ class Holder:
     root: bool = True
     #: How much of the device it has; None is all of it.
     share: "Mapping[str, Any] | None" = None
-    #: `pid`, `start_time`, `pid_namespace` and `program` of the command of `run` that has left it the device.
+    #: What is known of the command of `run` that has left it the device: `pid`, `program`, `start_time`, namespaces.
     left_by: "Mapping[str, Any] | None" = None
     #: What else the file says of it: it is kept.
     others: "Mapping[str, Any]" = {}  # noqa: RUF012 - nobody changes it
@@ -96,6 +96,11 @@ class Claim:
         return self.holders[0]
 
     @property
+    def is_lone(self) -> bool:
+        """Whether its second column names the only process that ever had it."""
+        return len(self.holders) == 1 and self.owner.left_by is None
+
+    @property
     def living(self) -> bool:
         return any(holder.living for holder in self.holders)
 
@@ -138,10 +143,14 @@ def shared(claim: Claim, grants: Collection[str], taker: Holder) -> Claim:
     return replace(claim, holders=tuple(held), line="", flinks=False)
 
 
-def handed_on(claim: Claim, ended: Holder, user: Process) -> Claim:
-    """Return the claim with that process, which uses what a holder has left, in its place."""
+def handed_on(claim: Claim, ended: Holder, user: Process | None) -> Claim | None:
+    """Return the claim with that process, which uses what a holder has left, or nobody, in its place."""
+    if user is None:
+        return left(claim, lambda other: other.grant != ended.grant)
     process = ended.process
-    command = {name: getattr(process, name) for name in ("pid", "start_time", "pid_namespace", "program")}
+    command = {
+        name: getattr(process, name) for name in ("pid", "start_time", "pid_namespace", "time_namespace", "program")
+    }
     left_by = ended.left_by or {name: value for name, value in command.items() if value is not None}
     held = tuple(
         [

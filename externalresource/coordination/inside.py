@@ -24,7 +24,7 @@ _IGNORES = "EXTERNALRESOURCE_RUN_IGNORES"  # further programs of that kind, join
 #: Programs that stay when what started them has ended, and use no device; their environments may be unreadable.
 _SPARED = frozenset({"(sd-pam)", "bazel(", "dbus-daemon", "gpg-agent", "ssh-agent", "sshd", "sshd-session", "systemd"})
 _GRADLE = b"org.gradle.launcher.daemon.bootstrap.GradleDaemon"  # which java runs
-_STARTING = 2.0  # seconds in which one of them may become another program, as `ssh-agent COMMAND` does
+_STARTING = 2.0  # seconds in which one of them may yet become another program, as `ssh-agent COMMAND` does
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
@@ -61,6 +61,11 @@ def check_inside(runs: Iterable[Process], here: Observer) -> None:
 def is_its_user(run: Process, here: Observer) -> bool:
     """Return whether this process is of the user of a run, or root, and sees the same users."""
     return os.getuid() in (0, run.uid) and _has_its_users(run, here)
+
+
+def has_all_users() -> bool:
+    """Return whether uids mean the same here as on the host."""
+    return _user_namespace("self") in (_INITIAL_USER_NAMESPACE, None)
 
 
 def _has_its_users(run: Process, here: Observer) -> bool:
@@ -105,22 +110,23 @@ def bearer(
     same user, and were started later. `above` are those above it, which may adopt what it leaves. CoordinationError if
     it cannot be told, or not in so many seconds: to read an environment may hang.
     """
+    search = _Search(wanted, first, above)
     if seconds is None:
-        return _bearer(wanted, first, above)
+        return search.bearer()
     found: list[Process | None] = []
     done = _thread.allocate_lock()
     done.acquire()
 
-    def search() -> None:
+    def look() -> None:
         try:
-            found.append(_bearer(wanted, first, above))
+            found.append(search.bearer())
         except (OSError, CoordinationError):
             pass
         finally:
             done.release()
 
     try:
-        _thread.start_new_thread(search, ())
+        _thread.start_new_thread(look, ())
         done.acquire(timeout=seconds)
     except RuntimeError:  # no more threads
         pass
@@ -129,62 +135,97 @@ def bearer(
     return found[0]
 
 
-def _bearer(wanted: str, first: Process, above: Collection[int] | None) -> Process | None:
-    """Do so. That there is none takes a listing of which all could be read, and then another with nobody new in it."""
-    cleared: dict[int, int] = {}  # processes that cannot carry it: the ticks of their starts, by pid
-    outside: dict[int, int] = {}  # those of them that the run has not started, nor adopted anything of it
-    complete = False
-    for _ in range(_LISTINGS):
-        listed, older, missed = _later(first, cleared)
-        if above is not None:
-            outside.update({pid: start for pid, start in older.items() if pid not in {1, *above}})
-        if complete and not listed and not missed:
-            return None
-        doubtful = None
-        for pid, stat in listed:
-            try:
-                if _is_child_of(stat, outside):
-                    cleared[pid] = outside[pid] = stat.start_time
-                    continue
-                carries = _carries(pid, wanted)
-                if carries is False or _is_spared(pid, stat):
-                    cleared[pid] = stat.start_time
-                elif carries:
-                    return processes.identify(pid)
-                else:
-                    doubtful = doubtful or processes.identify(pid)
-            except (OSError, CoordinationError):  # it has ended unread, and may have left another one
-                missed = True
-        if doubtful:
-            return doubtful
-        complete = not missed
-    raise CoordinationError(f"processes are started too fast to tell whether one carries {wanted}")
+class _Search:
+    """Looks for a process that carries a mark, in one listing of the processes of this host after the other.
 
-
-def _later(first: Process, cleared: dict[int, int]) -> tuple[list[tuple[int, Stat]], dict[int, int], bool]:
-    """Return those of the user's processes that may carry the mark, the oldest first; clear those that cannot.
-
-    And those that are older than the mark, and whether a process could not be looked at. New ones are looked at first:
-    the others take a while.
+    That there is none takes a listing of which all could be read, and then another with nobody new in it.
     """
-    here = processes.observer()
-    same_clock = first.time_namespace == here.time_namespace
-    earliest = first.start_time if first.start_time is not None and same_clock else 0
-    found, older, missed = [], dict[int, int](), False
-    for pid in sorted(map(int, filter(str.isdecimal, os.listdir("/proc"))), key=cleared.__contains__):
-        stat = processes.look_at(pid)
-        if stat is None:
-            missed = missed or (pid not in cleared and _may_be_of(first, pid, here))
-        elif cleared.get(pid) == stat.start_time:
-            continue
-        elif stat.is_kernels or stat.start_time < earliest or not _may_be_of(first, pid, here):
-            cleared[pid] = stat.start_time
-            older.update({pid: stat.start_time} if stat.start_time < earliest else {})
-        elif processes.has_ended(pid, stat):
-            cleared[pid], missed = stat.start_time, True  # but it may have started another one meanwhile
-        else:
-            found.append((pid, stat))
-    return sorted(found, key=lambda each: (each[1].start_time, each[0])), older, missed
+
+    def __init__(self, wanted: str, first: Process, above: Collection[int] | None) -> None:
+        self._wanted, self._first, self._above = wanted, first, above
+        #: Processes that cannot carry it: the ticks of their starts, by pid.
+        self._cleared: dict[int, int] = {}
+        #: Those of them that the run has not started, nor adopted anything of it.
+        self._outside: dict[int, int] = {}
+        #: Those that use no device: what they are, and since when they have been seen to be that.
+        self._spared: dict[int, tuple[object, float]] = {}
+
+    def bearer(self) -> Process | None:
+        complete = False
+        for _ in range(_LISTINGS):
+            listed, missed = self._later()
+            new = [(pid, stat) for pid, stat in listed if not self._is_still_spared(pid, stat)]
+            if complete and not new and not missed:
+                rest = max([self._spared[pid][1] + _STARTING - time.monotonic() for pid, _ in listed], default=0)
+                if rest <= 0:
+                    return None
+                time.sleep(rest)
+                continue
+            doubtful = None
+            for pid, stat in new:
+                try:
+                    carries = self._carries(pid, stat)
+                    if carries:
+                        return processes.identify(pid)
+                    if carries is None:
+                        doubtful = doubtful or processes.identify(pid)
+                except (OSError, CoordinationError):  # it has ended unread, and may have left another one
+                    missed = True
+            if doubtful:
+                return doubtful
+            complete = not missed
+        raise CoordinationError(f"processes are started too fast to tell whether one carries {self._wanted}")
+
+    def _later(self) -> tuple[list[tuple[int, Stat]], bool]:
+        """Return those of the user's processes that may carry the mark, the oldest first; clear those that cannot.
+
+        And whether one could not be looked at. New ones are looked at first: the others take a while.
+        """
+        first, here = self._first, processes.observer()
+        same_clock = first.time_namespace == here.time_namespace
+        earliest = first.start_time if first.start_time is not None and same_clock else 0
+        found, missed = [], False
+        pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+        if 1 not in pids and (os.getuid() != first.uid or first.pid_namespace != here.pid_namespace):
+            raise CoordinationError("/proc hides what other users run")
+        for pid in sorted(pids, key=self._cleared.__contains__):
+            stat = processes.look_at(pid)
+            if stat is None:
+                missed = missed or (pid not in self._cleared and _may_be_of(first, pid, here))
+            elif self._cleared.get(pid) == stat.start_time:
+                continue
+            elif stat.is_kernels or stat.start_time < earliest or not _may_be_of(first, pid, here):
+                self._cleared[pid] = stat.start_time
+                if stat.start_time < earliest and self._above is not None and pid not in {1, *self._above}:
+                    self._outside[pid] = stat.start_time
+            elif processes.has_ended(pid, stat):
+                self._cleared[pid], missed = stat.start_time, True  # but it may have started another one meanwhile
+            else:
+                found.append((pid, stat))
+        return sorted(found, key=lambda each: (each[1].start_time, each[0])), missed
+
+    def _carries(self, pid: int, stat: Stat) -> bool | None:
+        """Return whether a process carries the mark as that of its device, and is not spared; None if it may do so."""
+        if self._is_child_of_outside(stat):
+            self._cleared[pid] = self._outside[pid] = stat.start_time
+            return False
+        carries = False if stat.program == WATCHER else _carries(pid, self._wanted)
+        if carries is False:
+            self._cleared[pid] = stat.start_time
+        elif (program := _spared(pid, stat)) is not None:
+            self._spared[pid] = program, time.monotonic()
+            return False
+        return carries
+
+    def _is_still_spared(self, pid: int, stat: Stat) -> bool:
+        try:
+            return pid in self._spared and self._spared[pid][0] == _spared(pid, stat)
+        except OSError:
+            return False
+
+    def _is_child_of_outside(self, stat: Stat) -> bool:
+        parent = processes.look_at(stat.parent) if stat.parent in self._outside else None
+        return parent is not None and parent.start_time == self._outside[stat.parent]
 
 
 def _may_be_of(first: Process, pid: int, here: Observer) -> bool:
@@ -192,21 +233,17 @@ def _may_be_of(first: Process, pid: int, here: Observer) -> bool:
 
     From the host a container's users are not known, but that its processes are in another pid namespace.
     """
+    is_here = first.pid_namespace == here.pid_namespace
     try:
-        if first.pid_namespace != here.pid_namespace:
+        if not is_here:
             return os.stat(f"/proc/{pid}/ns/pid").st_ino != here.pid_namespace
-        with open(f"/proc/{pid}/status", "rb") as file:  # /proc/PID itself is root's if it may not be looked into
+        with open(f"/proc/{pid}/status", "rb") as file:
             words = next((line.split()[1:] for line in file if line.startswith(b"Uid:")), [])
         return first.uid is None or str(first.uid).encode() in words
     except PermissionError:  # /proc hides what other users run
-        return os.stat(f"/proc/{pid}").st_uid == first.uid
+        return not is_here or os.stat(f"/proc/{pid}").st_uid == first.uid
     except OSError:
         return True
-
-
-def _is_child_of(stat: Stat, outside: dict[int, int]) -> bool:
-    parent = processes.look_at(stat.parent) if stat.parent in outside else None
-    return parent is not None and parent.start_time == outside[stat.parent]
 
 
 def _carries(pid: int, wanted: str) -> bool | None:
@@ -237,7 +274,7 @@ def _variable(pid: int) -> str | None:
         except PermissionError:
             return None
         name, equals, _ = content.partition(b"=")
-        if equals and b"\0\0" not in content and len(name.split()) == 1:
+        if equals and b"\0\0" not in content and len(name.split()) == 1 and b"\0" not in name:
             start = f"{_MARK}=".encode()
             values = [entry for entry in content.split(b"\0") if entry.startswith(start)]
             return values[0].removeprefix(start).decode(errors="replace") if values else ""
@@ -250,14 +287,13 @@ def _variable(pid: int) -> str | None:
     return None
 
 
-def _is_spared(pid: int, stat: Stat) -> bool:
-    """Return whether a process is one of the programs that use no device, and stays what it is."""
-    if stat.program == WATCHER:
-        return True
+def _spared(pid: int, stat: Stat) -> object:
+    """Return what a process is, if that is one of the programs that use no device; else None."""
     with open(f"/proc/{pid}/cmdline", "rb") as file:
-        words = file.read().split(b"\0")
-    path, server, _ = words[0].partition(b"(")  # bazel(workspace)
+        line = file.read()
+    path, server, _ = line.partition(b"\0")[0].partition(b"(")  # bazel(workspace)
     called = (path.rpartition(b"/")[2] + server).decode(errors="replace")
-    spared = _SPARED.union(os.environ.get(_IGNORES, "").split(",")) - {""}
-    age = time.clock_gettime(time.CLOCK_BOOTTIME) - stat.start_time / os.sysconf("SC_CLK_TCK")
-    return age > _STARTING and (stat.program in spared or called in spared or _GRADLE in words)
+    names = _SPARED.union(os.environ.get(_IGNORES, "").split(",")) - {""}
+    if stat.program in names or called in names or _GRADLE in line.split(b"\0"):
+        return stat.start_time, stat.program, line
+    return None

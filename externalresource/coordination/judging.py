@@ -14,7 +14,6 @@ from externalresource.coordination.process import Observer, Process
 from externalresource.errors import CoordinationError
 from externalresource.records import replace
 
-_STAYS = "start_time", "pid_namespace"  # of the command that has left a device: others with its mark are later there
 _BREATH = 0.01  # seconds between two looks at what watchers are about to tell
 
 
@@ -29,7 +28,7 @@ class Judge:
         path: str,
         device_class: str,
         gone: Callable[[Process, Observer], bool],
-        settle: Callable[[Holder], object],
+        settle: Callable[[Holder], Process | None],
     ) -> None:
         self._path = path
         self._class = device_class
@@ -83,14 +82,14 @@ class Judge:
             return False
         if life_lock.nobody_is_left(self._path, lock):
             return True
-        if lives:
-            return False
         stands, of_host = life_lock.stands(self._path, lock), processes.is_of_host(process)
-        if here.can_judge(process) and (stands or of_host or _may_look(process, here)):
+        if lives and stands:
+            return False
+        if here.can_judge(process) and (stands or of_host or _may_look(_first(holder), here)):
             self._unsettled.append(holder)
             return False
         # A container that is killed ends with its watchers and all that carried the mark in it.
-        return not stands and not of_host
+        return not (lives or stands or of_host)
 
     def settles(self, end: float) -> bool:
         """Settle those that were found unsettled; return whether to look again: until `end` for what watchers tell."""
@@ -99,10 +98,9 @@ class Judge:
         for holder in {holder.grant: holder for holder in unsettled}.values():
             if life_lock.stands(self._path, holder.life_lock or "", missing=False):
                 again = again or time.monotonic() < end
-            elif _may_look(holder.process, here):
-                try:
-                    self._settle(holder)
-                    again = True
+            elif _may_look(_first(holder), here):
+                try:  # noqa: SIM105 - contextlib costs the discovery script a millisecond
+                    again = self._settle(holder) != holder.process or again
                 except CoordinationError:  # so it counts as held
                     pass
         if again:
@@ -111,14 +109,27 @@ class Judge:
 
     def heir(self, holder: Holder, above: Collection[int] | None, seconds: float | None) -> Process | None:
         """Return who carries the mark of a holder that has ended; None if nobody does. See `inside.bearer`."""
-        first = replace(holder.process, **{key: left for key, left in (holder.left_by or {}).items() if key in _STAYS})
+        first = _first(holder)
         if not processes.has_namespace(first):
             return None
         return inside.bearer(inside.mark(self._class, holder.grant or ""), first, above, seconds)
 
 
+def _first(holder: Holder) -> Process:
+    """Return by what those are known that carry the mark of a holder: the user, clock and namespace of the command."""
+    if holder.left_by is None:
+        return holder.process
+    left_by = holder.left_by
+    return replace(
+        holder.process,
+        start_time=left_by.get("start_time"),
+        time_namespace=left_by.get("time_namespace"),
+        pid_namespace=left_by.get("pid_namespace", holder.process.pid_namespace),
+    )
+
+
 def _may_look(process: Process, here: Observer) -> bool:
     """Return whether this process may look for the mark: in a container's processes only root may."""
     if process.pid_namespace != here.pid_namespace:
-        return os.getuid() == 0 and not here.in_container
+        return os.getuid() == 0 and not here.in_container and inside.has_all_users()
     return inside.is_its_user(process, here)

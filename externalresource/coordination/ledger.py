@@ -33,7 +33,7 @@ _PROCESS = {
 _HOLDER = {
     "witness": str, "until_children_exit": bool, "since": str, "grant": str, "share": dict, "left_by": dict,
 }  # fmt: skip
-_LEFT_BY = {"pid": int, "start_time": int, "pid_namespace": int, "program": str}
+_LEFT_BY = {"pid": int, "start_time": int, "pid_namespace": int, "time_namespace": int, "program": str}
 _LISTS = {"needs": list, "ancestors": list}
 _TYPES = {**_DEVICE, **_PROCESS, **_HOLDER, **_LISTS}  # of the fields that decide who holds what, where they stand
 _LARGEST_PID = 999_999_999
@@ -153,6 +153,8 @@ def _is_name(found: "Any") -> bool:
 def _holder(pid: int, fields: "Mapping[str, Any]", *, root: bool) -> "tuple[Holder, Mapping[str, Any]]":
     """Return the holder that these fields describe, and the others of them."""
     process = Process(pid, *[fields.get(name) for name in _PROCESS])
+    if fields.get("until_children_exit") and not (fields.get("grant") and fields.get("witness")):
+        raise ValueError(fields)  # by which else those would be known that count, too?
     holder = Holder(
         process,
         fields.get("grant"),

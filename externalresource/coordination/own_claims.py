@@ -49,7 +49,7 @@ def _heirs_of(coordination: Coordination, holder: Holder) -> "Heir":
     path = os.path.abspath(coordination.path)
     theirs = Coordination(path, coordination.device_class, lock=flock, run=unshielded, runs=())
     above = ancestors(holder.process.pid)
-    return lambda: theirs.heir(holder, above)
+    return lambda: theirs.heir(holder, above, None)
 
 
 class _Grant:

@@ -167,7 +167,7 @@ def has_namespace(process: Process) -> bool:
     if process.pid_namespace == observer().pid_namespace:
         return True
     pids = [pid for pid in os.listdir("/proc") if pid.isdecimal()]
-    return any(_namespace("pid", pid) in (process.pid_namespace, None) for pid in pids)
+    return "1" not in pids or any(_namespace("pid", pid) in (process.pid_namespace, None) for pid in pids)
 
 
 def lives(process: Process) -> bool:

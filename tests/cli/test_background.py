@@ -136,6 +136,17 @@ def test_client_that_is_called_like_a_build_server_and_becomes_the_job_keeps_the
     assert is_taken(asker, folder)
 
 
+def test_program_that_an_agent_is_only_for_a_moment_keeps_the_device(
+    folder: Folder, started: Started, left: Left
+) -> None:
+    # It is older than an agent has to be to count as one, when it becomes one: `exec ssh-agent COMMAND`.
+    asker = started("host")
+    agent = "import os, time; time.sleep(0.5); os.execv('/bin/sleep', ['sleep', '600'])"
+    pid = left(asker, f"note(); time.sleep(2.5); os.execv(sys.executable, ['ssh-agent', '-c', {agent!r}])")
+    wait_until(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n" or not is_taken(asker, folder))
+    assert is_taken(asker, folder)
+
+
 def test_run_after_run_is_never_refused(folder: Folder) -> None:
     # The watchers of the one before have yet to see that it has left nothing.
     for _ in range(20):

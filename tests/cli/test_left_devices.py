@@ -67,6 +67,18 @@ def test_command_whose_watchers_were_killed_frees_its_device_when_it_ends(
     wait_until(lambda: not is_taken(asker, folder))
 
 
+def test_device_without_watchers_is_free_when_whom_it_was_left_to_has_stepped_out(
+    folder: Folder, started: Started, left: Left
+) -> None:
+    asker = started("host")
+    pid = left(asker, "note(); time.sleep(2); os.execvp('env', ['env', '-u', 'EXTERNALRESOURCE_RUN', 'sleep', '600'])")
+    wait_until(lambda: column(folder) == pid)
+    kill_watchers(folder)
+    assert is_taken(asker, folder)
+    wait_until(lambda: not is_taken(asker, folder))
+    assert Path(f"/proc/{pid}").exists()
+
+
 @as_root
 def test_who_may_not_look_counts_it_as_held_and_says_who_may(folder: Folder, started: Started, left: Left) -> None:
     left_by_ann = left(started("host"), "sleep", uid=ANN)
