@@ -63,10 +63,18 @@ setsid sh -c 'echo $$ > "$0.new"; mv "$0.new" "$0"; exec "$1" 600' "$0" "$1" </d
 until [ -e "$0" ]; do sleep 0.01; done
 """
 TITLE = "import setproctitle; setproctitle.setproctitle('title' * 1000)"
+#: Leaves neither zeros nor a mark where the kernel looks for the environment.
+WORDS_OVER_IT = """
+import ctypes
+fields = open("/proc/self/stat").read().rpartition(")")[2].split()
+start, end = map(int, fields[47:49])
+ctypes.memmove(start, (b"k\\0OME=/x\\0" * end.bit_length() * 1000)[: end - start], end - start)
+"""
 WAYS = {
     "a daemon": "",
     "a daemon with a title": TITLE,
     "a daemon with a title over its environment": f"os.environ.pop('SPT_NOENV'); {TITLE}",
+    "a daemon with words over its environment": WORDS_OVER_IT,
     "another program": "note(); os.execvp('sleep', ['sleep', '600'])",
 }
 
