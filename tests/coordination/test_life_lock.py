@@ -9,15 +9,25 @@ import resource
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from externalresource.coordination import Coordination, Holder, identify, life_lock, unshielded
-from externalresource.coordination.life_lock import LifeLock, stands
+from externalresource.coordination.life_lock import LifeLock, nobody_is_left, stands
 from externalresource.errors import CoordinationError
-from tests.support.processes import NEW_PIDS, in_child, in_namespaces, wait_until
+from tests.support.processes import (
+    NEW_PIDS,
+    end_fork,
+    in_child,
+    in_mounts,
+    in_namespaces,
+    mount,
+    paused_fork,
+    wait_until,
+)
 from tests.support.taskmanager import (
     MODULE,
     Folder,
@@ -362,3 +372,22 @@ def test_life_lock_that_is_just_made_is_not_taken_for_one_that_the_dead_left(fol
     finally:
         os.kill(sweeper, signal.SIGKILL)
         os.waitpid(sweeper, 0)
+
+
+def test_watchers_say_that_nobody_is_left_as_soon_as_the_disk_has_room_for_it(tmp_path: Path) -> None:
+    def fill_and_make_room() -> bool:
+        mount("none", str(tmp_path), "tmpfs", "size=32k")
+        file = f"{tmp_path}/ledger"
+        Path(file).touch()
+        lock, owner = LifeLock(file), paused_fork()
+        lock.post_apart(identify(owner), lambda: None)
+        with contextlib.suppress(OSError):
+            Path(f"{tmp_path}/full").write_bytes(bytes(1 << 20))
+        end_fork(owner)
+        time.sleep(0.5)
+        before = nobody_is_left(file, lock.name)
+        os.unlink(f"{tmp_path}/full")
+        wait_until(lambda: nobody_is_left(file, lock.name))
+        return before
+
+    assert not in_mounts(fill_and_make_room)
